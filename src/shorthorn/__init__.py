@@ -1,0 +1,1 @@
+"""Shorthorn: golden disk images behind the Kubernetes VolumeSnapshot API."""

@@ -1,0 +1,1 @@
+"""Engines that keep volumes, snapshots and images; the default is local reflinks."""

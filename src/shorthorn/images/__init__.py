@@ -1,0 +1,1 @@
+"""How bytes arrive and are proven: sources, inspection, staged writing, hashing."""

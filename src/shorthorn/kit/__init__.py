@@ -1,0 +1,1 @@
+"""asyncio pieces, keyed operations and the one process spawner."""

@@ -1,0 +1,1 @@
+"""Typed resources, client, informer and work queue over a Kubernetes API."""

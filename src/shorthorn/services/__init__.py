@@ -1,0 +1,1 @@
+"""Use cases behind the CSI calls; they see only domain ports."""
