@@ -1,0 +1,39 @@
+"""Object names as pure functions of the names that callers give.
+
+Owns: the one rule by which a CSI name (up to 128 bytes, any characters) becomes the name of a
+Kubernetes object and of a directory. Must never: look anything up. Create and delete share one key
+because of it: same name, same id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+NAME_BYTES_MAX = 63
+"""Longest name given to an object: a DNS label, so that it may also be a label's value."""
+
+_VALID = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_HASH_CHARS = 8
+
+
+def object_name(csi_name: str) -> str:
+    """Return `csi_name` itself where it is a DNS label of at most 63 characters, else a shortened,
+    hashed form.
+
+    The names that external-provisioner and external-snapshotter make (`pvc-<uid>`,
+    `snapshot-<uid>`) stay as they are. Other names keep a readable start, followed by eight
+    hexadecimal digits of the SHA-512 of the whole name, so two different names never meet by
+    shortening alone.
+    """
+    if len(csi_name) <= NAME_BYTES_MAX and _VALID.fullmatch(csi_name):
+        return csi_name
+    readable = re.sub(r"[^a-z0-9]+", "-", csi_name.lower()).strip("-")
+    digest = hashlib.sha512(csi_name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_CHARS]
+    start = readable[: NAME_BYTES_MAX - _HASH_CHARS - 1].rstrip("-") or "x"
+    return f"{start}-{digest}"
+
+
+def copy_name(image: str, pool_uuid: str) -> str:
+    """Return the name of the ImageCopy of `image` on pool `pool_uuid`: one per image and pool."""
+    return object_name(f"{image}-{pool_uuid[:8]}")
