@@ -7,36 +7,47 @@ is not kept by hand. Nothing at run time calls this module.
 
 from __future__ import annotations
 
-import sys
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "shorthorn/csi/proto"
-PACKAGE_DOCSTRING = '''"""Messages and stubs of CSI 1.13, generated from proto/csi.proto. Do not edit."""\n'''
+PACKAGE_DOCSTRING = (
+    '"""CSI 1.13 messages and stubs, generated from proto/csi.proto. Do not edit."""\n'
+)
 
 
 def generate(root: Path) -> None:
-    """Write csi_pb2.py, csi_pb2.pyi and csi_pb2_grpc.py into src/shorthorn/csi/proto.
-
-    The proto directory is given to protoc under the Python package's name, so that the generated
-    modules import each other by their full names and need no rewriting afterwards.
+    """Write the package `shorthorn.csi.proto` below `root`/src: messages, stubs and their types.
 
     Raises: RuntimeError: protoc refused the file; it has said why on stderr.
     State:  a failure leaves the previous files in place; may be repeated.
     """
-    target = root / "src" / PACKAGE
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "__init__.py").write_text(PACKAGE_DOCSTRING)
-    well_known_types = str(resources.files("grpc_tools") / "_proto")
+    with tempfile.NamedTemporaryFile(suffix=".descriptors") as descriptors:
+        _run_protoc(root, descriptors_path=descriptors.name)
+        files = descriptor_pb2.FileDescriptorSet.FromString(Path(descriptors.name).read_bytes())
+    package = root / "src" / PACKAGE
+    (package / "__init__.py").write_text(PACKAGE_DOCSTRING)
+    (package / "csi_pb2_grpc.pyi").write_text(_stub_types(files.file[0]))
+
+
+def _run_protoc(root: Path, *, descriptors_path: str) -> None:
+    """Give protoc the proto directory under the Python package's name.
+
+    So the generated modules import each other by their full names and need no rewriting.
+    """
+    (root / "src" / PACKAGE).mkdir(parents=True, exist_ok=True)
     exit_code = protoc.main(
         [
             "protoc",
             f"--proto_path={PACKAGE}={root / 'proto'}",
-            f"--proto_path={well_known_types}",
+            f"--proto_path={resources.files('grpc_tools') / '_proto'}",
+            f"--descriptor_set_out={descriptors_path}",
             f"--python_out={root / 'src'}",
             f"--pyi_out={root / 'src'}",
             f"--grpc_python_out={root / 'src'}",
@@ -48,6 +59,46 @@ def generate(root: Path) -> None:
         raise RuntimeError(message)
 
 
+def _stub_types(file: descriptor_pb2.FileDescriptorProto) -> str:
+    """Type csi_pb2_grpc for grpc.aio: protoc types the messages but not the services."""
+    lines = [
+        "from collections.abc import AsyncIterator",
+        "",
+        "import grpc",
+        "import grpc.aio",
+        "",
+        "from shorthorn.csi.proto import csi_pb2",
+    ]
+    for service in file.service:
+        calls = [_call_types(method) for method in service.method]
+        lines += ["", f"class {service.name}Stub:"]
+        lines += ["    def __init__(self, channel: grpc.aio.Channel) -> None: ..."]
+        lines += [f"    {name}: {multi_callable}" for name, multi_callable, _ in calls]
+        lines += ["", f"class {service.name}Servicer:"]
+        lines += [f"    {definition}" for _, _, definition in calls]
+        lines += ["", f"def add_{service.name}Servicer_to_server("]
+        lines += [f"    servicer: {service.name}Servicer, server: grpc.aio.Server"]
+        lines += [") -> None: ..."]
+    return "\n".join(lines) + "\n"
+
+
+def _call_types(method: descriptor_pb2.MethodDescriptorProto) -> tuple[str, str, str]:
+    """Return the method's name, its type on the client and its definition on the server."""
+    request = "csi_pb2." + method.input_type.rsplit(".", 1)[-1]
+    response = "csi_pb2." + method.output_type.rsplit(".", 1)[-1]
+    if method.server_streaming:
+        client, definition, returned = "UnaryStream", "def", f"AsyncIterator[{response}]"
+    else:
+        client, definition, returned = "UnaryUnary", "async def", response
+    context = f"grpc.aio.ServicerContext[{request}, {response}]"
+    return (
+        method.name,
+        f"grpc.aio.{client}MultiCallable[{request}, {response}]",
+        f"{definition} {method.name}(self, request: {request}, context: {context})"
+        f" -> {returned}: ...",
+    )
+
+
 class CsiProtoBuildHook(BuildHookInterface[Any]):
     """hatchling's way in; named in pyproject.toml under [tool.hatch.build.hooks.custom]."""
 
@@ -57,4 +108,4 @@ class CsiProtoBuildHook(BuildHookInterface[Any]):
 
 
 if __name__ == "__main__":
-    sys.exit(generate(Path(__file__).resolve().parent))
+    generate(Path(__file__).resolve().parent)
