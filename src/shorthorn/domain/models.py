@@ -7,14 +7,11 @@ never: do I/O or know how a shape is stored. `kube.resources` maps them to custo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
 
 NO_MAP: Mapping[str, str] = MappingProxyType({})
 
@@ -126,8 +123,6 @@ class BackingImageStatus:
 
     `uuid` is chosen once and names the image's directory. `checksum` is the SHA-512 of the
     artifact, empty until known. `point_in_time` is when an export's data was fixed.
-    is true for an image that failed before ever being ready: a request with other parameters may
-    take its place.
     """
 
     uuid: str = ""

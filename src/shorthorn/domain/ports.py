@@ -8,7 +8,10 @@ contract suites in tests/contract hold every implementation to these words.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from shorthorn.domain.models import (
     FileUsage,
@@ -22,11 +25,6 @@ from shorthorn.domain.models import (
     VolumeRecord,
     VolumeSource,
 )
-
-if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-    from datetime import datetime
-    from pathlib import Path
 
 T = TypeVar("T")
 ReportProgress = Callable[[Progress], None]

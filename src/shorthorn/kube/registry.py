@@ -1,0 +1,113 @@
+"""Registries of our kinds over a Kubernetes API: the implementation of `domain.ports.Registry`.
+
+Owns: create, read, update, delete and wait for one kind in one namespace. Must never: decide
+anything about an object. Wired by `daemon.py`; used by services and controllers through the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Generic
+
+from lightkube import AsyncClient
+
+from shorthorn.domain import errors
+from shorthorn.kube.client import domain_errors
+from shorthorn.kube.informer import Informer, as_mapping
+from shorthorn.kube.resources import Domain, Kind
+
+
+class KubeRegistry(Generic[Domain]):
+    """One kind in one namespace. `run` must be running for `cached`, `wait` and `subscribe`."""
+
+    def __init__(self, client: AsyncClient, kind: Kind[Domain], *, namespace: str) -> None:
+        self._client: Any = client
+        self._kind = kind
+        self._namespace = namespace
+        self._resource = kind.resource
+        self._informer = Informer(client, self._resource, namespace=namespace)
+
+    async def run(self) -> None:
+        """Keep the cache true until cancelled."""
+        await self._informer.run()
+
+    async def wait_synced(self) -> None:
+        await self._informer.wait_synced()
+
+    async def find(self, name: str) -> Domain | None:
+        try:
+            with domain_errors(self._kind.name, name):
+                found = await self._client.get(self._resource, name, namespace=self._namespace)
+        except errors.NotFound:
+            return None
+        return self._kind.from_object(as_mapping(found))
+
+    async def list(self) -> Sequence[Domain]:
+        with domain_errors(self._kind.name, "list"):
+            listing = self._client.list(self._resource, namespace=self._namespace)
+            return [self._kind.from_object(as_mapping(obj)) async for obj in listing]
+
+    def cached(self) -> Sequence[Domain]:
+        return [self._kind.from_object(data) for data in self._informer.objects.values()]
+
+    async def create(self, obj: Domain) -> Domain:
+        body = self._resource(self._kind.to_object(obj))
+        body.pop("status", None)
+        with domain_errors(self._kind.name, obj.meta.name):
+            created = await self._client.create(body, namespace=self._namespace)
+        return self._kind.from_object(as_mapping(created))
+
+    async def update(self, obj: Domain) -> Domain:
+        body = self._resource(self._kind.to_object(obj))
+        with domain_errors(self._kind.name, obj.meta.name):
+            updated = await self._client.replace(body, obj.meta.name, namespace=self._namespace)
+        return self._kind.from_object(as_mapping(updated))
+
+    async def update_status(self, obj: Domain) -> Domain:
+        body = self._resource.Status(self._kind.to_object(obj))
+        with domain_errors(self._kind.name, obj.meta.name):
+            updated = await self._client.replace(body, obj.meta.name, namespace=self._namespace)
+        return self._kind.from_object(as_mapping(updated))
+
+    async def delete(self, name: str, *, uid: str | None = None) -> None:
+        if uid is not None:
+            current = await self.find(name)
+            if current is None or current.meta.uid != uid:
+                return
+        with contextlib.suppress(errors.NotFound), domain_errors(self._kind.name, name):
+            await self._client.delete(self._resource, name, namespace=self._namespace)
+
+    async def wait(
+        self, name: str, until: Callable[[Domain | None], bool], *, timeout_s: float
+    ) -> Domain | None:
+        async with asyncio.timeout(timeout_s), self._informer.subscribe() as keys:
+            current = await self.find(name)
+            while not until(current):
+                async for key in keys:
+                    if key == name:
+                        break
+                current = self._newer(current, self._informer.objects.get(name))
+            return current
+
+    def _newer(self, seen: Domain | None, data: Mapping[str, Any] | None) -> Domain | None:
+        """Return what the watch shows, unless it lags behind what was read directly.
+
+        Resource versions are compared as numbers, which etcd's and ours are; others are taken as
+        they come.
+        """
+        if data is None:
+            return None
+        shown = self._kind.from_object(data)
+        if seen is None or seen.meta.uid != shown.meta.uid:
+            return shown
+        versions = (seen.meta.resource_version, shown.meta.resource_version)
+        if all(version.isdecimal() for version in versions) and int(versions[0]) > int(versions[1]):
+            return seen
+        return shown
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[AsyncIterator[str]]:
+        async with self._informer.subscribe() as keys:
+            yield keys
