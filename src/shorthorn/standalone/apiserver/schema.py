@@ -1,0 +1,78 @@
+"""Admission of objects by their schema: what a CRD's `openAPIV3Schema` lets in, and how.
+
+Owns the order of things: unknown fields, nulls, defaults, values, CEL rules. Never
+stores anything and knows no HTTP. The embedded API server compiles one `Schema` per served
+version at start and admits every object it is about to store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shorthorn.standalone.apiserver import structural
+from shorthorn.standalone.apiserver.cel_rules import ABSENT, RuleBook
+from shorthorn.standalone.apiserver.field_errors import (
+    FieldError,
+    InvalidObject,
+    SchemaUnsupported,
+    UnknownFields,
+)
+from shorthorn.standalone.apiserver.structural import Node
+from shorthorn.standalone.apiserver.value_validation import ValueValidator
+
+__all__ = ["FieldError", "InvalidObject", "Schema", "SchemaUnsupported", "UnknownFields"]
+
+
+class Schema:
+    """A compiled structural schema with apiextensions v1 semantics."""
+
+    def __init__(self, root: Node) -> None:
+        self._root = root
+        self._values = ValueValidator(root)
+        self._rules = RuleBook(root)
+
+    @classmethod
+    def compile(cls, openapi: Mapping[str, Any], *, name: str) -> Schema:
+        """Compile the `openAPIV3Schema` of one version of a kind; `name` is for messages.
+
+        Raises: SchemaUnsupported: not structural, or something in it cannot be evaluated.
+        """
+        try:
+            root = structural.compile_node(openapi, "", is_resource=True)
+            _demand_valid_defaults(root)
+            return cls(root)
+        except SchemaUnsupported as exc:
+            raise SchemaUnsupported(f"schema of {name}: {exc}") from exc
+
+    def admit(self, obj: dict[str, Any], old: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the object as it is to be stored: nulls dropped, defaults filled in.
+
+        Args:   old: the stored object when this is an update; transition rules see it.
+        Raises: UnknownFields: fields that the schema does not have, all of them.
+                InvalidObject: values that it refuses. CEL rules are judged only when
+                types and values are right, as they rely on them.
+        State:  neither argument is changed; may be called from any thread.
+        """
+        if unknown := list(structural.unknown_fields(obj, self._root)):
+            raise UnknownFields(unknown)
+        result: dict[str, Any] = structural.complete(obj, self._root)
+        errors = self._values.errors(result)
+        if not errors:
+            before = ABSENT if old is None else structural.complete(old, self._root)
+            errors = self._rules.errors(result, before)
+        if errors:
+            raise InvalidObject(errors)
+        return result
+
+
+def _demand_valid_defaults(node: Node) -> None:
+    if node.has_default and not (node.default is None and node.is_nullable):
+        unknown = list(structural.unknown_fields(node.default, node))
+        completed = structural.complete(node.default, node)
+        if unknown or (problems := ValueValidator(node).errors(completed)):
+            found = unknown or [str(error) for error in problems]
+            raise SchemaUnsupported(f"{node.path}: the default is not valid: {found}")
+    for each in (*node.properties.values(), node.values, node.items):
+        if each is not None:
+            _demand_valid_defaults(each)
