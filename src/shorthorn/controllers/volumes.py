@@ -1,0 +1,175 @@
+"""Volumes and snapshots of this node's pool: make the disk agree with the objects.
+
+Owns: reconciling Volume and Snapshot. Must never: decide what to do next (`domain.planning` does)
+or answer CSI. Run by `controllers.controller` on the node that owns the pool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+
+from shorthorn.controllers.finalizers import hold, release
+from shorthorn.controllers.outcomes import is_final, reason_of
+from shorthorn.domain import planning
+from shorthorn.domain.models import (
+    Snapshot,
+    SnapshotStatus,
+    Volume,
+    VolumeState,
+    VolumeStatus,
+)
+from shorthorn.domain.planning import Step
+from shorthorn.domain.ports import Engine, Registry
+from shorthorn.kit.keyed import KeyedLocks
+
+_MEASURE_S = 300.0
+"""How often allocated and shared bytes of an idle volume are looked at again."""
+
+
+class VolumeReconciler:
+    """One Volume at a time."""
+
+    def __init__(self, volumes: Registry[Volume], engine: Engine, locks: KeyedLocks[str]) -> None:
+        self._volumes = volumes
+        self._engine = engine
+        self._locks = locks
+
+    async def reconcile(self, name: str) -> float | None:
+        volume = await self._volumes.find(name)
+        if volume is None or volume.spec.pool_uuid != self._engine.pool_uuid:
+            return None
+        record = await self._engine.find_volume(name)
+        step = planning.plan_volume(volume, record)
+        match step:
+            case Step.NOTHING:
+                return await self._refresh(volume)
+            case Step.HOLD:
+                await hold(self._volumes, volume)
+            case Step.RELEASE:
+                await release(self._volumes, volume)
+            case Step.REPORT_LOST:
+                await self._fail(volume, "Corrupt", "the volume's data is gone from its pool")
+            case Step.DELETE:
+                await self._attempt(volume, lambda: self._delete(name))
+            case _:
+                await self._attempt(volume, lambda: self._make(volume))
+        return 0 if step is not Step.REPORT_LOST else None
+
+    async def _make(self, volume: Volume) -> None:
+        spec = volume.spec
+        keys = {volume.meta.name, *filter(None, [spec.source.volume])}
+        async with self._locks.hold(keys):
+            record = await self._engine.find_volume(volume.meta.name)
+            if record is None:
+                record = await self._engine.create_volume(
+                    volume.meta.name, spec.capacity_bytes, spec.source
+                )
+            if record.capacity_bytes < spec.capacity_bytes:
+                record = await self._engine.expand_volume(volume.meta.name, spec.capacity_bytes)
+        status = VolumeStatus(
+            state=VolumeState.READY,
+            capacity_bytes=record.capacity_bytes,
+            observed_generation=volume.meta.generation,
+        )
+        await self._report(volume, await self._measured(volume.meta.name, status))
+
+    async def _delete(self, name: str) -> None:
+        async with self._locks.hold([name]):
+            await self._engine.delete_volume(name)
+
+    async def _refresh(self, volume: Volume) -> float | None:
+        if volume.status.state is not VolumeState.READY or volume.meta.deleting:
+            return None
+        status = await self._measured(volume.meta.name, volume.status)
+        if status != volume.status:
+            await self._report(volume, status)
+        return _MEASURE_S
+
+    async def _measured(self, name: str, status: VolumeStatus) -> VolumeStatus:
+        usage = await self._engine.measure_volume(name)
+        return dataclasses.replace(
+            status,
+            allocated_bytes=usage.allocated_bytes,
+            shared_bytes=usage.shared_bytes,
+            extent_count=usage.extent_count,
+        )
+
+    async def _attempt(self, volume: Volume, work: Callable[[], Awaitable[None]]) -> None:
+        """Do `work`; a final error becomes the volume's status, others also show there and are
+        tried again.
+        """
+        try:
+            await work()
+        except Exception as exc:
+            if is_final(exc) and not volume.meta.deleting:
+                await self._fail(volume, reason_of(exc), str(exc))
+                return
+            status = dataclasses.replace(volume.status, reason=reason_of(exc), message=str(exc))
+            if status != volume.status:
+                await self._report(volume, status)
+            raise
+
+    async def _fail(self, volume: Volume, reason: str, message: str) -> None:
+        status = dataclasses.replace(
+            volume.status, state=VolumeState.FAILED, reason=reason, message=message
+        )
+        await self._report(volume, status)
+
+    async def _report(self, volume: Volume, status: VolumeStatus) -> None:
+        await self._volumes.update_status(dataclasses.replace(volume, status=status))
+
+
+class SnapshotReconciler:
+    """One Snapshot at a time."""
+
+    def __init__(
+        self, snapshots: Registry[Snapshot], engine: Engine, locks: KeyedLocks[str]
+    ) -> None:
+        self._snapshots = snapshots
+        self._engine = engine
+        self._locks = locks
+
+    async def reconcile(self, name: str) -> float | None:
+        snapshot = await self._snapshots.find(name)
+        if snapshot is None or snapshot.spec.pool_uuid != self._engine.pool_uuid:
+            return None
+        record = await self._engine.find_snapshot(name)
+        match planning.plan_snapshot(snapshot, record):
+            case Step.NOTHING:
+                return None
+            case Step.HOLD:
+                await hold(self._snapshots, snapshot)
+            case Step.RELEASE:
+                await release(self._snapshots, snapshot)
+            case Step.DELETE:
+                await self._engine.delete_snapshot(name)
+            case Step.REPORT_LOST:
+                await self._fail(snapshot, "Corrupt", "the snapshot's data is gone from its pool")
+            case _:
+                await self._make(snapshot)
+        return 0
+
+    async def _make(self, snapshot: Snapshot) -> None:
+        name, volume_id = snapshot.meta.name, snapshot.spec.volume_id
+        try:
+            async with self._locks.hold([volume_id]):
+                record = await self._engine.create_snapshot(name, volume_id)
+        except Exception as exc:
+            if not is_final(exc):
+                raise
+            await self._fail(snapshot, reason_of(exc), str(exc))
+            return
+        usage = await self._engine.measure_snapshot(name)
+        status = SnapshotStatus(
+            state=VolumeState.READY,
+            point_in_time=record.point_in_time,
+            size_bytes=record.size_bytes,
+            allocated_bytes=usage.allocated_bytes,
+            shared_bytes=usage.shared_bytes,
+        )
+        await self._snapshots.update_status(dataclasses.replace(snapshot, status=status))
+
+    async def _fail(self, snapshot: Snapshot, reason: str, message: str) -> None:
+        status = SnapshotStatus(state=VolumeState.FAILED, reason=reason, message=message)
+        await self._snapshots.update_status(dataclasses.replace(snapshot, status=status))

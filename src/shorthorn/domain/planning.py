@@ -1,0 +1,190 @@
+"""What to do next, as pure functions of what is wanted and what is there.
+
+Owns: the decisions of every reconciler. Must never: do I/O, wait or know the time. `controllers`
+observe, call one of these, and carry out the one step that comes back; a satisfied state plans
+`Nothing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum, auto
+
+from shorthorn.domain.models import (
+    BackingImage,
+    CopyState,
+    ImageCopy,
+    ImageRecord,
+    Pool,
+    Snapshot,
+    SnapshotRecord,
+    SourceType,
+    Volume,
+    VolumeRecord,
+    VolumeState,
+)
+
+DATA_FINALIZER = "shorthorn.io/data"
+"""Keeps a Volume, Snapshot or ImageCopy until its node has removed the data."""
+
+IMAGE_FINALIZER = "longhorn.io"
+"""Keeps a BackingImage until its copies are gone; Longhorn's own name."""
+
+
+class Step(StrEnum):
+    """One bounded step of a reconciler."""
+
+    #: Wanted and observed agree.
+    NOTHING = auto()
+    #: Add the finalizer before any data exists.
+    HOLD = auto()
+    #: Make the data.
+    CREATE = auto()
+    #: Grow the data.
+    EXPAND = auto()
+    #: Remove the data.
+    DELETE = auto()
+    #: Data is gone: remove the finalizer.
+    RELEASE = auto()
+    #: Write what was observed.
+    REPORT = auto()
+    #: What was there is gone and was not asked to go: say so, make nothing in its place.
+    REPORT_LOST = auto()
+    #: Fix an export's data in time.
+    CAPTURE = auto()
+    #: Start or go on with the transfer in the background.
+    TRANSFER = auto()
+    #: Compute the checksum in the background.
+    HASH = auto()
+
+
+def plan_volume(volume: Volume | None, record: VolumeRecord | None) -> Step:
+    """Plan one volume on its own node.
+
+    A volume that was reported ready and whose data is gone is never made anew: an empty disk in
+    place of somebody's only copy would look like success.
+    """
+    if volume is None:
+        return Step.NOTHING
+    if volume.meta.deleting:
+        return _plan_deletion(DATA_FINALIZER in volume.meta.finalizers, has_data=record is not None)
+    if DATA_FINALIZER not in volume.meta.finalizers:
+        return Step.HOLD
+    if record is None:
+        return _plan_missing(volume.status.state)
+    if record.capacity_bytes < volume.spec.capacity_bytes:
+        return Step.EXPAND
+    is_reported = (
+        volume.status.state is VolumeState.READY
+        and volume.status.capacity_bytes == record.capacity_bytes
+    )
+    return Step.NOTHING if is_reported else Step.REPORT
+
+
+def plan_snapshot(snapshot: Snapshot | None, record: SnapshotRecord | None) -> Step:
+    """Plan one snapshot on its own node; the same rules as for a volume."""
+    if snapshot is None:
+        return Step.NOTHING
+    if snapshot.meta.deleting:
+        return _plan_deletion(
+            DATA_FINALIZER in snapshot.meta.finalizers, has_data=record is not None
+        )
+    if DATA_FINALIZER not in snapshot.meta.finalizers:
+        return Step.HOLD
+    if record is None:
+        return _plan_missing(snapshot.status.state)
+    return Step.NOTHING if snapshot.status.state is VolumeState.READY else Step.REPORT
+
+
+def _plan_deletion(is_held: bool, *, has_data: bool) -> Step:
+    if not is_held:
+        return Step.NOTHING
+    return Step.DELETE if has_data else Step.RELEASE
+
+
+def _plan_missing(state: VolumeState) -> Step:
+    match state:
+        case VolumeState.PENDING:
+            return Step.CREATE
+        case VolumeState.READY:
+            return Step.REPORT_LOST
+        case VolumeState.FAILED:
+            return Step.NOTHING
+
+
+def plan_copy(copy: ImageCopy | None, record: ImageRecord | None, *, is_moving: bool) -> Step:
+    """Plan one image copy on its own node. `is_moving`: a transfer or hash of it runs in this
+    process.
+    """
+    if copy is None:
+        return Step.NOTHING
+    if copy.meta.deleting:
+        # The data may be half made, which no record tells, so deletion always goes through DELETE.
+        return Step.DELETE if DATA_FINALIZER in copy.meta.finalizers else Step.NOTHING
+    if DATA_FINALIZER not in copy.meta.finalizers:
+        return Step.HOLD
+    if record is not None:
+        return _plan_complete_copy(copy, record, is_moving=is_moving)
+    if copy.status.state is CopyState.READY:
+        return Step.REPORT_LOST
+    if copy.status.state in (CopyState.FAILED, CopyState.FAILED_AND_CLEANUP) or is_moving:
+        return Step.NOTHING
+    is_export = copy.spec.source_type == SourceType.EXPORT_FROM_VOLUME
+    if is_export and copy.status.point_in_time is None:
+        return Step.CAPTURE
+    return Step.TRANSFER
+
+
+def _plan_complete_copy(copy: ImageCopy, record: ImageRecord, *, is_moving: bool) -> Step:
+    if copy.status.state is not CopyState.READY or copy.status.checksum != record.checksum:
+        return Step.REPORT
+    if not record.checksum and not is_moving:
+        return Step.HASH
+    return Step.NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an image's copy should be made, or why nowhere."""
+
+    pool: Pool | None
+    reason: str = ""
+    message: str = ""
+
+
+def place_copy(
+    image: BackingImage, pools: Sequence[Pool], volumes: Mapping[str, Volume]
+) -> Placement:
+    """Choose the pool for the first copy of `image`.
+
+    An export stays in the pool of its volume, because extents are shared only within one file
+    system. Anything else goes to the pool with matching tags and the most room.
+    """
+    if image.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
+        return _place_export(image, pools, volumes)
+    fitting = [
+        pool
+        for pool in pools
+        if set(image.spec.disk_selector) <= set(pool.spec.tags)
+        and set(image.spec.node_selector) <= set(pool.spec.tags)
+    ]
+    if not fitting:
+        return Placement(
+            None, "NoPool", "no pool carries the tags of nodeSelector and diskSelector"
+        )
+    return Placement(max(fitting, key=lambda pool: pool.status.available_bytes))
+
+
+def _place_export(
+    image: BackingImage, pools: Sequence[Pool], volumes: Mapping[str, Volume]
+) -> Placement:
+    volume_id = image.spec.source_parameters.get("volume-name", "")
+    volume = volumes.get(volume_id)
+    if volume is None or volume.status.state is not VolumeState.READY:
+        state = "does not exist" if volume is None else f"is {volume.status.state}"
+        return Placement(None, "VolumeNotFound", f"volume {volume_id} {state}")
+    for pool in pools:
+        if pool.spec.pool_uuid == volume.spec.pool_uuid:
+            return Placement(pool)
+    return Placement(None, "NoPool", f"pool {volume.spec.pool_uuid} of volume {volume_id} is away")
