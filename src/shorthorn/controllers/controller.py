@@ -102,7 +102,7 @@ class Controller:
 
     def _back_off_s(self, key: str) -> float:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay_s = min(_BACK_OFF_S_MAX, _BACK_OFF_S * 2 ** min(failures - 1, 16))
+        delay_s: float = min(_BACK_OFF_S_MAX, _BACK_OFF_S * 2 ** min(failures - 1, 16))
         return delay_s * random.uniform(0.8, 1.2)
 
     def _log_failure(self, key: str, exc: Exception, delay_s: float) -> None:
