@@ -53,5 +53,5 @@ generate: ## make the CSI stubs from proto/csi.proto again
 	@$(bin)/python hatch_build.py
 
 clean: ## remove what set-up, tests and tools made; never ./.data
-	@rm -rf .venv .cache .hypothesis build dist src/shorthorn/csi/proto
+	@rm -rf .venv .cache .hypothesis .pytest_cache build dist src/shorthorn/csi/proto
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
