@@ -1,22 +1,23 @@
 """Admission of objects by their schema: what a CRD's `openAPIV3Schema` lets in, and how.
 
-Owns the order of things: unknown fields, nulls, defaults, values, CEL rules. Never
+Owns the order of things: unknown fields, nulls, defaults, values, metadata, CEL rules. Never
 stores anything and knows no HTTP. The embedded API server compiles one `Schema` per served
 version at start and admits every object it is about to store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shorthorn.standalone.apiserver import structural
+from shorthorn.standalone.apiserver import objectmeta, structural
 from shorthorn.standalone.apiserver.cel_rules import ABSENT, RuleBook
 from shorthorn.standalone.apiserver.field_errors import (
     FieldError,
     InvalidObject,
     SchemaUnsupported,
     UnknownFields,
+    child,
 )
 from shorthorn.standalone.apiserver.structural import Node
 from shorthorn.standalone.apiserver.value_validation import ValueValidator
@@ -51,7 +52,7 @@ class Schema:
         Args:   old: the stored object when this is an update; transition rules see it.
         Raises: UnknownFields: fields that the schema does not have, all of them.
                 InvalidObject: values that it refuses. CEL rules are judged only when
-                types and values are right, as they rely on them.
+                types, values and metadata are right, as they rely on them.
         State:  neither argument is changed; may be called from any thread.
         """
         if unknown := list(structural.unknown_fields(obj, self._root)):
@@ -59,11 +60,27 @@ class Schema:
         result: dict[str, Any] = structural.complete(obj, self._root)
         errors = self._values.errors(result)
         if not errors:
+            errors = list(_metadata_errors(result, self._root, ""))
+        if not errors:
             before = ABSENT if old is None else structural.complete(old, self._root)
             errors = self._rules.errors(result, before)
         if errors:
             raise InvalidObject(errors)
         return result
+
+
+def _metadata_errors(value: Any, node: Node, path: str) -> Iterator[FieldError]:
+    """Judge the metadata of a resource and of every resource embedded in it."""
+    if isinstance(value, dict):
+        if node.is_resource and ("metadata" in value or not path):
+            metadata = value.get("metadata", {})
+            yield from objectmeta.problems(metadata, child(path, "metadata"))
+        for key, each in value.items():
+            if (inner := node.member(key)) is not None:
+                yield from _metadata_errors(each, inner, child(path, key))
+    elif isinstance(value, list) and node.items is not None:
+        for index, each in enumerate(value):
+            yield from _metadata_errors(each, node.items, f"{path}[{index}]")
 
 
 def _demand_valid_defaults(node: Node) -> None:
