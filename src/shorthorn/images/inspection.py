@@ -13,6 +13,7 @@ instead of a file, compressed files and archives are no disks, although "raw" wo
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -27,10 +28,15 @@ from shorthorn.images.refusal import NotAcceptable
 if TYPE_CHECKING:
     from pathlib import Path
 
+# It reports, as an error, every format that a file turns out not to be.
+logging.getLogger(format_inspector.__name__).setLevel(logging.CRITICAL)
+
 SECTOR_BYTES = 512
 #: The inspectors that need most (VHDX) look at 320 KiB; reading goes on no further than this.
 HEAD_BYTES = 1 << 20
 _FEED_BYTES = 64 << 10
+#: The inspectors decide on whole regions of this size; a shorter file must not slip by as raw.
+_SMALLEST_HEAD_BYTES = 4096
 #: No disk that a guest sees here is larger; a header that says so is a mistake or an attack.
 #: XFS would carry 8 EiB of sparse file, qcow2 tables of 64 TiB fit into QEMU's 32 MiB of L1.
 VIRTUAL_SIZE_LIMIT_BYTES = 64 << 40
@@ -150,7 +156,8 @@ def _kinds(head: bytes) -> set[str]:
     A qcow2 that fails the inspector's safety checks is still qcow2 here: the strict header reader
     refuses the same things and says why.
     """
-    wrapper = format_inspector.InspectWrapper(io.BytesIO(head))
+    padded = head.ljust(_SMALLEST_HEAD_BYTES, b"\0")
+    wrapper = format_inspector.InspectWrapper(io.BytesIO(padded))
     try:
         while wrapper.read(_FEED_BYTES):
             pass
