@@ -1,1 +1,3 @@
-"""A tiny container orchestrator for one host: embedded API server, provisioner, snapshotter, mounts."""
+"""A tiny container orchestrator for one host: embedded API server, provisioner, snapshotter,
+mounts.
+"""

@@ -1,0 +1,164 @@
+"""Kubernetes objects as plain dictionaries, for the roles of this package.
+
+Owns: which resources the roles read and write, and the few verbs they use. Must never: decide
+anything. Our own kinds have typed registries instead (`kube.registry`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from lightkube import AsyncClient
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.types import PatchType
+
+from shorthorn.domain import errors
+from shorthorn.kube.client import domain_errors
+from shorthorn.kube.informer import Informer, as_mapping
+
+Object = dict[str, Any]
+"""One Kubernetes object as JSON."""
+
+_SNAPSHOT_GROUP = "snapshot.storage.k8s.io"
+
+PVC = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+PV = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
+EVENT = create_namespaced_resource("", "v1", "Event", "events")
+STORAGE_CLASS = create_global_resource("storage.k8s.io", "v1", "StorageClass", "storageclasses")
+SNAPSHOT = create_namespaced_resource(_SNAPSHOT_GROUP, "v1", "VolumeSnapshot", "volumesnapshots")
+SNAPSHOT_CONTENT = create_global_resource(
+    _SNAPSHOT_GROUP, "v1", "VolumeSnapshotContent", "volumesnapshotcontents"
+)
+SNAPSHOT_CLASS = create_global_resource(
+    _SNAPSHOT_GROUP, "v1", "VolumeSnapshotClass", "volumesnapshotclasses"
+)
+
+
+class Objects:
+    """One resource: fresh reads and writes by name, and an informer for its picture.
+
+    Keys are `namespace/name`, for cluster-scoped resources `name`.
+    """
+
+    def __init__(self, client: AsyncClient, resource: Any, *, is_namespaced: bool) -> None:
+        self._client: Any = client
+        self._resource = resource
+        self._is_namespaced = is_namespaced
+        self.informer = Informer(client, resource, namespace="*" if is_namespaced else None)
+
+    def cached(self) -> list[Object]:
+        """Return all objects as last seen; not to be changed."""
+        return [dict(obj) for obj in self.informer.objects.values()]
+
+    async def find(self, key: str) -> Object | None:
+        """Return a copy of the object, or None."""
+        try:
+            with domain_errors(self._kind, key):
+                found = await self._client.get(self._resource, name_of(key), **self._in(key))
+        except errors.NotFound:
+            return None
+        return copy.deepcopy(dict(as_mapping(found)))
+
+    async def create(self, obj: Object) -> Object:
+        """Store a new object. Raises AlreadyExists, InvalidArgument."""
+        key = key_of(obj)
+        with domain_errors(self._kind, key):
+            created = await self._client.create(self._resource(obj), **self._in(key))
+        return dict(as_mapping(created))
+
+    async def replace(self, obj: Object) -> Object:
+        """Write the whole object except its status. Raises Conflict where it changed since it was
+        read.
+        """
+        key = key_of(obj)
+        with domain_errors(self._kind, key):
+            written = await self._client.replace(self._resource(obj), name_of(key), **self._in(key))
+        return dict(as_mapping(written))
+
+    async def replace_status(self, obj: Object) -> Object:
+        """Write the status alone. Raises Conflict."""
+        key = key_of(obj)
+        body = self._resource.Status(obj)
+        with domain_errors(self._kind, key):
+            written = await self._client.replace(body, name_of(key), **self._in(key))
+        return dict(as_mapping(written))
+
+    async def merge(self, key: str, patch: Mapping[str, Any]) -> Object:
+        """Apply a JSON merge patch (RFC 7386)."""
+        with domain_errors(self._kind, key):
+            patched = await self._client.patch(
+                self._resource,
+                name_of(key),
+                dict(patch),
+                patch_type=PatchType.MERGE,
+                **self._in(key),
+            )
+        return dict(as_mapping(patched))
+
+    async def delete(self, key: str) -> None:
+        """Ask for deletion; missing is success."""
+        try:
+            with domain_errors(self._kind, key):
+                await self._client.delete(self._resource, name_of(key), **self._in(key))
+        except errors.NotFound:
+            return
+
+    @property
+    def _kind(self) -> str:
+        return str(self._resource._api_info.resource.kind)
+
+    def _in(self, key: str) -> dict[str, str]:
+        return {"namespace": key.partition("/")[0]} if self._is_namespaced else {}
+
+
+def key_of(obj: Mapping[str, Any]) -> str:
+    """Return `namespace/name`, or `name` for a cluster-scoped object."""
+    meta = obj["metadata"]
+    return f"{meta['namespace']}/{meta['name']}" if meta.get("namespace") else str(meta["name"])
+
+
+def name_of(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def is_deleting(obj: Mapping[str, Any]) -> bool:
+    return bool(obj["metadata"].get("deletionTimestamp"))
+
+
+def annotations_of(obj: Mapping[str, Any]) -> Mapping[str, str]:
+    return obj["metadata"].get("annotations") or {}
+
+
+def reference_to(obj: Mapping[str, Any]) -> Object:
+    """Return an ObjectReference to `obj`, as claimRef, involvedObject and volumeSnapshotRef want
+    it.
+    """
+    meta = obj["metadata"]
+    reference = {
+        "apiVersion": obj["apiVersion"],
+        "kind": obj["kind"],
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "resourceVersion": meta["resourceVersion"],
+    }
+    if meta.get("namespace"):
+        reference["namespace"] = meta["namespace"]
+    return reference
+
+
+def with_finalizers(obj: Object, *names: str) -> bool:
+    """Add the finalizers that `obj` lacks; True where anything was added."""
+    have = obj["metadata"].setdefault("finalizers", [])
+    missing = [name for name in names if name not in have]
+    have.extend(missing)
+    return bool(missing)
+
+
+def without_finalizers(obj: Object, *names: str) -> bool:
+    """Remove the finalizers; True where anything was removed."""
+    have = obj["metadata"].get("finalizers") or []
+    left = [name for name in have if name not in names]
+    obj["metadata"]["finalizers"] = left
+    return len(left) != len(have)

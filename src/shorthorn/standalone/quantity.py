@@ -1,0 +1,40 @@
+"""Kubernetes quantities ("5Gi", "1.5e9", "100M") as bytes, and back.
+
+Owns: that one format. Must never: round in favour of less space than asked for. Source:
+apimachinery's `resource.Quantity` grammar, as documented in the Kubernetes API reference.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import ROUND_CEILING, Decimal
+
+from shorthorn.domain import errors
+
+_FORM = re.compile(
+    r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E))?"
+)
+_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+_DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+
+
+def parse_quantity(text: str) -> int:
+    """Return whole bytes, fractions rounded up. Raises InvalidArgument."""
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
+        raise errors.InvalidArgument("quantity", f"{text!r} is not a quantity such as 5Gi or 500M")
+    number, exponent, unit = match.groups()
+    value = Decimal(number + (exponent or ""))
+    if unit in _BINARY:
+        value *= 1 << _BINARY[unit]
+    elif unit in _DECIMAL:
+        value = value.scaleb(_DECIMAL[unit])
+    return int(value.to_integral_value(ROUND_CEILING))
+
+
+def format_quantity(size_bytes: int) -> str:
+    """Return the shortest exact binary form: `5Gi`, `1536Mi`, `513`."""
+    for unit, shift in reversed(_BINARY.items()):
+        if size_bytes and size_bytes % (1 << shift) == 0:
+            return f"{size_bytes >> shift}{unit}"
+    return str(size_bytes)

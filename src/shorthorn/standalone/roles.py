@@ -1,0 +1,162 @@
+"""The provisioner and snapshotter roles, running.
+
+Owns: which changes wake which reconciler. Must never: decide anything about an object. Started by
+`daemon.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from lightkube import AsyncClient
+
+from shorthorn.controllers.controller import Controller
+from shorthorn.standalone import objects
+from shorthorn.standalone.claim_source import Lookups
+from shorthorn.standalone.csi_client import CsiClient
+from shorthorn.standalone.events import EventRecorder
+from shorthorn.standalone.objects import Object, Objects, key_of
+from shorthorn.standalone.provisioner import Provisioner
+from shorthorn.standalone.snapshotter import Snapshotter, owner_key
+
+COMPONENT = "shorthorn"
+"""The source of our events."""
+
+_FORGET_EVENTS_S = 300.0
+
+
+class Roles:
+    """Both roles over one API server and one driver. `run` until cancelled."""
+
+    def __init__(self, client: AsyncClient, driver: CsiClient, *, driver_name: str) -> None:
+        self._claims = Objects(client, objects.PVC, is_namespaced=True)
+        self._volumes = Objects(client, objects.PV, is_namespaced=False)
+        self._classes = Objects(client, objects.STORAGE_CLASS, is_namespaced=False)
+        self._snapshots = Objects(client, objects.SNAPSHOT, is_namespaced=True)
+        self._contents = Objects(client, objects.SNAPSHOT_CONTENT, is_namespaced=False)
+        self._snapshot_classes = Objects(client, objects.SNAPSHOT_CLASS, is_namespaced=False)
+        self._events = Objects(client, objects.EVENT, is_namespaced=True)
+        self._recorder = EventRecorder(self._events, component=COMPONENT)
+        provisioner = Provisioner(
+            self._claims,
+            self._volumes,
+            self._classes,
+            Lookups(self._claims, self._volumes, self._snapshots, self._contents),
+            driver,
+            self._recorder,
+            driver_name=driver_name,
+        )
+        snapshotter = Snapshotter(
+            self._snapshots,
+            self._contents,
+            self._snapshot_classes,
+            self._claims,
+            self._volumes,
+            driver,
+            self._recorder,
+            driver_name=driver_name,
+        )
+        self._claim_controller = Controller("claims", provisioner.reconcile_claim)
+        self._volume_controller = Controller("volumes", provisioner.reconcile_volume)
+        self._snapshot_controller = Controller("snapshots", snapshotter.reconcile_snapshot)
+        self._content_controller = Controller("contents", snapshotter.reconcile_content)
+
+    async def run(self) -> None:
+        """Run both roles until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for source in self._sources():
+                group.create_task(source.informer.run())
+            for source in self._sources():
+                await source.informer.wait_synced()
+            for controller in (
+                self._claim_controller,
+                self._volume_controller,
+                self._snapshot_controller,
+                self._content_controller,
+            ):
+                group.create_task(controller.run())
+            group.create_task(self._follow(self._claims, self._claim_changed))
+            group.create_task(self._follow(self._volumes, self._volume_changed))
+            group.create_task(self._follow(self._classes, self._class_changed))
+            group.create_task(self._follow(self._snapshots, self._snapshot_changed))
+            group.create_task(self._follow(self._contents, self._content_changed))
+            group.create_task(self._follow(self._snapshot_classes, self._class_changed))
+            group.create_task(self._forget_events())
+
+    def _sources(self) -> tuple[Objects, ...]:
+        return (
+            self._claims,
+            self._volumes,
+            self._classes,
+            self._snapshots,
+            self._contents,
+            self._snapshot_classes,
+            self._events,
+        )
+
+    async def _follow(self, source: Objects, changed: Callable[[str, Object | None], None]) -> None:
+        """Call `changed` with every key and its last known object, also after it has gone."""
+        last: dict[str, Object] = {}
+        async with source.informer.subscribe() as keys:
+            async for key in keys:
+                shown = source.informer.objects.get(key)
+                obj = dict(shown) if shown is not None else last.pop(key, None)
+                if shown is not None and obj is not None:
+                    last[key] = obj
+                changed(key, obj)
+
+    def _claim_changed(self, key: str, claim: Object | None) -> None:
+        self._claim_controller.enqueue(key)
+        if claim is None:
+            return
+        if claim["spec"].get("volumeName"):
+            self._volume_controller.enqueue(claim["spec"]["volumeName"])
+        source = claim["spec"].get("dataSource") or {}
+        if source.get("kind") == "VolumeSnapshot":
+            self._snapshot_controller.enqueue(f"{claim['metadata']['namespace']}/{source['name']}")
+        self._wake_snapshots_of(claim)
+
+    def _wake_snapshots_of(self, claim: Object) -> None:
+        """A snapshot may wait for its source claim to become bound."""
+        mine = claim["metadata"]
+        for snapshot in self._snapshots.informer.objects.values():
+            source = snapshot["spec"]["source"].get("persistentVolumeClaimName")
+            if (snapshot["metadata"]["namespace"], source) == (mine["namespace"], mine["name"]):
+                self._snapshot_controller.enqueue(key_of(snapshot))
+
+    def _volume_changed(self, key: str, volume: Object | None) -> None:
+        self._volume_controller.enqueue(key)
+        owner = (volume or {}).get("spec", {}).get("claimRef")
+        if owner:
+            self._claim_controller.enqueue(f"{owner['namespace']}/{owner['name']}")
+
+    def _class_changed(self, _key: str, _cls: Object | None) -> None:
+        for claim in self._claims.informer.objects.values():
+            if not claim["spec"].get("volumeName"):
+                self._claim_controller.enqueue(key_of(claim))
+        for snapshot in self._snapshots.informer.objects.values():
+            if not (snapshot.get("status") or {}).get("readyToUse"):
+                self._snapshot_controller.enqueue(key_of(snapshot))
+
+    def _snapshot_changed(self, key: str, snapshot: Object | None) -> None:
+        self._snapshot_controller.enqueue(key)
+        namespace, _, name = key.partition("/")
+        for claim in self._claims.informer.objects.values():
+            source = claim["spec"].get("dataSource") or {}
+            if (claim["metadata"]["namespace"], source.get("name")) == (namespace, name):
+                self._claim_controller.enqueue(key_of(claim))
+        if snapshot is not None:
+            bound = (snapshot.get("status") or {}).get("boundVolumeSnapshotContentName")
+            if bound:
+                self._content_controller.enqueue(bound)
+
+    def _content_changed(self, key: str, content: Object | None) -> None:
+        self._content_controller.enqueue(key)
+        if content is not None:
+            self._snapshot_controller.enqueue(owner_key(content))
+
+    async def _forget_events(self) -> None:
+        while True:
+            await self._recorder.forget_old()
+            await asyncio.sleep(_FORGET_EVENTS_S)
