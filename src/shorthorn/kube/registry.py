@@ -28,6 +28,7 @@ class KubeRegistry(Generic[Domain]):
         self._namespace = namespace
         self._resource = kind.resource
         self._informer = Informer(client, self._resource, namespace=namespace)
+        self._decoded: dict[str, tuple[Mapping[str, Any], Domain]] = {}
 
     async def run(self) -> None:
         """Keep the cache true until cancelled."""
@@ -50,7 +51,17 @@ class KubeRegistry(Generic[Domain]):
             return [self._kind.from_object(as_mapping(obj)) async for obj in listing]
 
     def cached(self) -> Sequence[Domain]:
-        return [self._kind.from_object(data) for data in self._informer.objects.values()]
+        shown = self._informer.objects
+        for name in self._decoded.keys() - shown.keys():
+            del self._decoded[name]
+        return [self._decode_once(name, data) for name, data in shown.items()]
+
+    def _decode_once(self, name: str, data: Mapping[str, Any]) -> Domain:
+        """Decode an object when it changed, not whenever all are asked for."""
+        known = self._decoded.get(name)
+        if known is None or known[0] is not data:
+            known = self._decoded[name] = (data, self._kind.from_object(data))
+        return known[1]
 
     async def create(self, obj: Domain) -> Domain:
         body = self._resource(self._kind.to_object(obj))

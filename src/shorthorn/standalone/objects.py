@@ -61,6 +61,13 @@ class Objects:
             return None
         return copy.deepcopy(dict(as_mapping(found)))
 
+    async def list(self, *, namespace: str = "*") -> list[Object]:
+        """Return all objects, or those of one namespace, from the API server."""
+        place = {"namespace": namespace} if self._is_namespaced else {}
+        with domain_errors(self._kind, "list"):
+            listing = self._client.list(self._resource, **place)
+            return [dict(as_mapping(obj)) async for obj in listing]
+
     async def create(self, obj: Object) -> Object:
         """Store a new object. Raises AlreadyExists, InvalidArgument."""
         key = key_of(obj)

@@ -1,0 +1,92 @@
+"""What `shorthorn up` can be told, with units, defaults and their reasons.
+
+Owns: the frozen settings that `daemon.py` passes on. Must never: be imported by what is configured,
+nor read an environment variable behind anybody's back.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B?)", re.IGNORECASE)
+
+DRIVER_NAME = "driver.longhorn.io"
+"""The CSI driver name of the manifests that we serve: Longhorn's."""
+
+DEFAULT_NAMESPACE = "longhorn-system"
+"""Where our objects live; Longhorn's namespace."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One host's daemon."""
+
+    data_dir: Path
+    """Everything lives below it: kubeconfig, csi.sock, state.db, the pool."""
+
+    pool_size_bytes: int | None = None
+    """Size of the pool file, where the data directory's file system has no reflinks and one is
+    made. None: half of the free space, at most 20 GiB. It is allocated at once, so that volumes can
+    always be written. No effect on an existing pool."""
+
+    listen_host: str = "127.0.0.1"
+    """Address of the API server; loopback only, because its one token may do everything."""
+
+    listen_port: int = 0
+    """Port of the API server. 0: the one used last time if it is free, else any free one."""
+
+    namespace: str = DEFAULT_NAMESPACE
+    driver_name: str = DRIVER_NAME
+
+    node_id: str = socket.gethostname()
+    """Name of this node in topology and PersistentVolumes; at most 192 bytes (CSI's limit for a
+    node id is 256).
+    """
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.data_dir / "kubeconfig"
+
+    @property
+    def csi_socket(self) -> Path:
+        return self.data_dir / "csi.sock"
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / "state.db"
+
+    @property
+    def token_file(self) -> Path:
+        return self.data_dir / "token"
+
+    @property
+    def staging_dir(self) -> Path:
+        """CSI staging mounts: what a kubelet keeps below /var/lib/kubelet/plugins."""
+        return self.data_dir / "staging"
+
+    @property
+    def devices_dir(self) -> Path:
+        """Where `shorthorn path` publishes block volumes."""
+        return self.data_dir / "devices"
+
+
+def parse_size(text: str) -> int:
+    """Return bytes of "20G", "512MiB", "1T"; powers of 1024. Raises ValueError naming what is
+    accepted.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write a number and K, M, G or T, as in 20G")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return host and port of "127.0.0.1:6443" or "[::1]:6443". Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:6443")
+    return host.strip("[]"), int(port)
