@@ -1,8 +1,8 @@
 """Kubernetes Events: why something did or did not happen, where `kubectl describe` shows it.
 
-Owns: writing events, counting repeats instead of repeating them, and forgetting old ones. Must
-never: fail its caller; an event that cannot be written is logged. Used by the provisioner and the
-snapshotter.
+Owns: writing events, and counting repeats instead of repeating them; the API server forgets old
+ones. Must never: fail its caller; an event that cannot be written is logged. Used by the
+provisioner and the snapshotter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -18,9 +18,6 @@ from shorthorn.domain import errors
 from shorthorn.standalone.objects import Object, Objects, reference_to
 
 log = logging.getLogger(__name__)
-
-KEEP = timedelta(hours=1)
-"""How long an event is kept; kube-apiserver's own default (--event-ttl)."""
 
 _MESSAGE_CHARS_MAX = 1024
 
@@ -77,15 +74,6 @@ class EventRecorder:
             "source": {"component": self._component},
         }
         await self._events.create(event)
-
-    async def forget_old(self) -> None:
-        """Delete events that were last seen longer than `KEEP` ago."""
-        oldest = datetime.now(UTC) - KEEP
-        for event in self._events.cached():
-            seen = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
-            if datetime.fromisoformat(seen) < oldest:
-                meta = event["metadata"]
-                await self._events.delete(f"{meta['namespace']}/{meta['name']}")
 
 
 def _event_name(involved: Mapping[str, Any], reason: str, message: str) -> str:

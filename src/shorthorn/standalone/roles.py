@@ -23,8 +23,6 @@ from shorthorn.standalone.snapshotter import Snapshotter, owner_key
 COMPONENT = "shorthorn"
 """The source of our events."""
 
-_FORGET_EVENTS_S = 300.0
-
 
 class Roles:
     """Both roles over one API server and one driver. `run` until cancelled."""
@@ -82,7 +80,6 @@ class Roles:
             group.create_task(self._follow(self._snapshots, self._snapshot_changed))
             group.create_task(self._follow(self._contents, self._content_changed))
             group.create_task(self._follow(self._snapshot_classes, self._class_changed))
-            group.create_task(self._forget_events())
 
     def _sources(self) -> tuple[Objects, ...]:
         return (
@@ -92,7 +89,6 @@ class Roles:
             self._snapshots,
             self._contents,
             self._snapshot_classes,
-            self._events,
         )
 
     async def _follow(self, source: Objects, changed: Callable[[str, Object | None], None]) -> None:
@@ -155,8 +151,3 @@ class Roles:
         self._content_controller.enqueue(key)
         if content is not None:
             self._snapshot_controller.enqueue(owner_key(content))
-
-    async def _forget_events(self) -> None:
-        while True:
-            await self._recorder.forget_old()
-            await asyncio.sleep(_FORGET_EVENTS_S)
