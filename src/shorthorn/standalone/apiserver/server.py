@@ -1,0 +1,190 @@
+"""The embedded API server as one object: start it, talk to its URL, stop it.
+
+Owns the order of start and stop, the namespaces that always exist, and the ageing of Events. Runs
+in the caller's event loop; takes no signals. Wired by `daemon`, and by tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from shorthorn.standalone.apiserver import watch, watch_stream
+from shorthorn.standalone.apiserver.app import App
+from shorthorn.standalone.apiserver.deletion import DeleteOptions
+from shorthorn.standalone.apiserver.handlers import Handlers
+from shorthorn.standalone.apiserver.listening import open_socket, parse_listen
+from shorthorn.standalone.apiserver.registry import Registry, Write
+from shorthorn.standalone.apiserver.store import Store
+from shorthorn.standalone.apiserver.watch import WatchHub
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from shorthorn.standalone.apiserver.credentials import Tls
+    from shorthorn.standalone.apiserver.kinds import KindSet
+    from shorthorn.standalone.apiserver.store import Transaction
+
+_log = logging.getLogger(__name__)
+
+NAMESPACES = ("default", "kube-system", "longhorn-system")
+#: How long an Event is kept: a real API server's --event-ttl.
+_EVENT_TTL = dt.timedelta(hours=1)
+_EVENT_SWEEP_INTERVAL_S = 300.0
+#: How long requests in flight may take to end at stop.
+_GRACE_S = 3
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn as a guest in another's event loop: no signal handlers; says when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the daemon."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets)
+        self.is_up.set()
+
+
+class ApiServer:
+    """A Kubernetes API over one SQLite file.
+
+    `listen` is `HOST:PORT` on loopback (port 0: any free one) or `unix:PATH`. TCP needs `tls`,
+    because kubectl sends its token over TLS only.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Path,
+        listen: str,
+        token: str,
+        kinds: KindSet,
+        tls: Tls | None = None,
+        history_max: int = watch.HISTORY_MAX,
+        backlog_max: int = watch.WATCHER_BACKLOG_MAX,
+        bookmark_interval_s: float = watch_stream.BOOKMARK_INTERVAL_S,
+    ) -> None:
+        self._address = parse_listen(listen)
+        if not isinstance(self._address, Path) and tls is None:
+            raise ValueError("listening on TCP needs a certificate")
+        self._tls = None if isinstance(self._address, Path) else tls
+        self._kinds = kinds
+        self._store = Store(database)
+        self._hub = WatchHub(history_max=history_max, backlog_max=backlog_max)
+        handlers = Handlers(kinds, self._store, self._hub, bookmark_interval_s=bookmark_interval_s)
+        self._registry = Registry(kinds)
+        self._app = App(kinds, handlers, token)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: _Uvicorn | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, known after `start`; for a unix socket the host part is moot."""
+        return self._url
+
+    async def start(self) -> None:
+        """Open the database and begin to serve; returns when requests are answered.
+
+        Raises: StoreRefused: the database; ListenRefused: the address; nothing is left behind.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._store.open, loop)
+        try:
+            self._hub.start_at(self._store.resource_version_now())
+            self._store.on_commit = self._hub.publish
+            await self._store.write(self._ensure_namespaces)
+            listener = open_socket(self._address)
+        except BaseException:
+            await self._store.close()
+            raise
+        self._url, self._app.address = self._describe(listener)
+        self._server = _Uvicorn(self._config())
+        serving = loop.create_task(self._server.serve(sockets=[listener]), name="api-server")
+        up = loop.create_task(self._server.is_up.wait(), name="api-server-up")
+        await asyncio.wait((serving, up), return_when=asyncio.FIRST_COMPLETED)
+        up.cancel()
+        sweeping = loop.create_task(self._sweep_events(), name="api-event-sweep")
+        self._tasks = [serving, sweeping]
+        if serving.done():
+            await self.stop()
+            raise RuntimeError("the HTTP server did not start")
+        _log.info("API server at %s", self._url)
+
+    async def stop(self) -> None:
+        """End watches, finish requests in flight, close the database. May be called twice."""
+        self._hub.close()
+        if self._server is not None:
+            self._server.should_exit = True
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await self._store.close()
+        if isinstance(self._address, Path):
+            self._address.unlink(missing_ok=True)
+
+    def _config(self) -> uvicorn.Config:
+        config = uvicorn.Config(
+            self._app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        config.load()
+        if self._tls is not None:
+            config.ssl = self._tls.context()
+        return config
+
+    def _describe(self, listener: socket.socket) -> tuple[str, str]:
+        if isinstance(self._address, Path):
+            return "http://localhost", str(self._address)
+        host, port = listener.getsockname()[:2]
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"https://{authority}", authority
+
+    def _ensure_namespaces(self, tx: Transaction) -> None:
+        kind = self._kinds.find_by_resource("namespaces")
+        assert kind is not None, "namespaces are a built-in kind"
+        for name in NAMESPACES:
+            if tx.find(kind.resource, "", name) is None:
+                write = Write(kind, kind.storage_version, "")
+                self._registry.create(tx, write, {"metadata": {"name": name}})
+
+    async def _sweep_events(self) -> None:
+        """Delete old Events, as a cluster does; they would otherwise grow for ever."""
+        while True:
+            try:
+                await self._store.write(self._delete_old_events)
+            except Exception:
+                _log.exception("old Events could not be deleted")
+            await asyncio.sleep(_EVENT_SWEEP_INTERVAL_S)
+
+    def _delete_old_events(self, tx: Transaction) -> None:
+        limit = (dt.datetime.now(dt.UTC) - _EVENT_TTL).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for row in tx.list_resource("events"):
+            event = row.decode()
+            seen = event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
+            if seen < limit:
+                self._registry.deletion.delete(tx, row, DeleteOptions())

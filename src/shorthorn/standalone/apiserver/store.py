@@ -1,0 +1,484 @@
+"""Objects in SQLite: one writer thread, several readers, nothing answered before it is durable.
+
+Owns the database file: its version, its lock, the global resource version counter, transactions and
+the order of changes. It stores bytes by resource, namespace and name and must not know what an
+object means. Called by `registry` (through `Transaction`), by the handlers (reads) and by `watch`
+(committed changes).
+
+Writes queue up while a commit is being synced and then share the next one (group commit): each runs
+in a savepoint, so a failing one takes nothing else with it. Source: sqlite.org/wal.html, pragma
+synchronous=FULL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import queue
+import sqlite3
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+#: Format of the database; raised by one with every change of `_TABLES`.
+SCHEMA_VERSION = 1
+#: "SHRN" in the SQLite header, so that a foreign database is never taken for ours.
+APPLICATION_ID = 0x5348524E
+_HEADER_BYTES = 100
+#: Writes that may share one commit; bounds how long the first of them waits.
+_BATCH_MAX = 64
+_READERS = 2
+
+_TABLES = """
+CREATE TABLE counter (id INTEGER PRIMARY KEY CHECK (id = 1), resource_version INTEGER NOT NULL);
+INSERT INTO counter VALUES (1, 1);
+CREATE TABLE objects (
+  resource TEXT NOT NULL,
+  namespace TEXT NOT NULL,
+  name TEXT NOT NULL,
+  uid TEXT NOT NULL UNIQUE,
+  resource_version INTEGER NOT NULL,
+  data BLOB NOT NULL,
+  UNIQUE (resource, namespace, name)
+);
+CREATE INDEX objects_by_namespace ON objects (namespace);
+CREATE TABLE owners (
+  owner_uid TEXT NOT NULL,
+  dependent_uid TEXT NOT NULL,
+  PRIMARY KEY (owner_uid, dependent_uid)
+) WITHOUT ROWID;
+CREATE INDEX owners_by_dependent ON owners (dependent_uid);
+"""
+_COLUMNS = "resource, namespace, name, uid, resource_version, data"
+
+
+class StoreRefused(Exception):
+    """The database file is newer, foreign or owned by another; it is left untouched."""
+
+
+class StoreUnavailable(Exception):
+    """A write could not be made durable (disk full, I/O error, closing); nothing of it remains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stored object; `data` is its JSON, `apiVersion` and `kind` first."""
+
+    resource: str
+    namespace: str
+    name: str
+    uid: str
+    resource_version: int
+    data: bytes
+
+    def decode(self) -> dict[str, Any]:
+        """Return the object; the caller may change it."""
+        decoded: dict[str, Any] = msgspec.json.decode(self.data)
+        return decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One committed change; for a removal `data` is the last state with the removal's version."""
+
+    resource_version: int
+    type: str  # ADDED, MODIFIED or DELETED
+    resource: str
+    namespace: str
+    name: str
+    data: bytes
+    previous: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows in (namespace, name) order, read at one resource version."""
+
+    resource_version: int
+    rows: list[Row]
+
+
+def encode(obj: dict[str, Any]) -> bytes:
+    """Write an object with `apiVersion` and `kind` first, so that a version is a byte prefix."""
+    head = {"apiVersion": obj["apiVersion"], "kind": obj["kind"]}
+    return msgspec.json.encode(head | obj)
+
+
+class Transaction:
+    """What one write sees and does; lives in the writer thread for the length of one call."""
+
+    def __init__(self, connection: sqlite3.Connection, resource_version: int) -> None:
+        self._db = connection
+        self.resource_version = resource_version
+        self.changes: list[Change] = []
+        self.follow_ups: list[Callable[[Transaction], object]] = []
+
+    def find(self, resource: str, namespace: str, name: str) -> Row | None:
+        """Return the object or None."""
+        return _find(self._db, resource, namespace, name)
+
+    def find_by_uid(self, uid: str) -> Row | None:
+        """Return the object with that uid or None."""
+        return _one(self._db, f"SELECT {_COLUMNS} FROM objects WHERE uid = ?", (uid,))
+
+    def list_resource(self, resource: str) -> list[Row]:
+        """Return all objects of one resource."""
+        sql = f"SELECT {_COLUMNS} FROM objects WHERE resource = ? ORDER BY namespace, name"
+        return [Row(*row) for row in self._db.execute(sql, (resource,))]
+
+    def list_namespace(self, namespace: str) -> list[Row]:
+        """Return everything that lives in `namespace`."""
+        sql = f"SELECT {_COLUMNS} FROM objects WHERE namespace = ?"
+        return [Row(*row) for row in self._db.execute(sql, (namespace,))]
+
+    def is_namespace_empty(self, namespace: str) -> bool:
+        """Whether nothing lives in `namespace`."""
+        sql = "SELECT 1 FROM objects WHERE namespace = ? LIMIT 1"
+        return self._db.execute(sql, (namespace,)).fetchone() is None
+
+    def list_dependents(self, uid: str) -> list[Row]:
+        """Return the objects that name `uid` among their owners."""
+        sql = (
+            f"SELECT {_COLUMNS} FROM objects WHERE uid IN "
+            "(SELECT dependent_uid FROM owners WHERE owner_uid = ?)"
+        )
+        return [Row(*row) for row in self._db.execute(sql, (uid,))]
+
+    def put(self, resource: str, obj: dict[str, Any], previous: Row | None) -> Row:
+        """Insert or replace an object; gives it the next resource version (in `obj` too)."""
+        metadata = obj["metadata"]
+        self.resource_version += 1
+        metadata["resourceVersion"] = str(self.resource_version)
+        data = encode(obj)
+        key = (resource, metadata.get("namespace", ""), metadata["name"])
+        row = Row(*key, metadata["uid"], self.resource_version, data)
+        if previous is None:
+            sql = f"INSERT INTO objects ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+            self._db.execute(sql, (*key, row.uid, row.resource_version, data))
+        else:
+            sql = "UPDATE objects SET resource_version = ?, data = ? WHERE uid = ?"
+            self._db.execute(sql, (row.resource_version, data, row.uid))
+        self._index_owners(row.uid, metadata.get("ownerReferences", ()), previous)
+        kind = "ADDED" if previous is None else "MODIFIED"
+        old = None if previous is None else previous.data
+        self.changes.append(Change(self.resource_version, kind, *key, data, old))
+        return row
+
+    def _index_owners(self, uid: str, owners: Any, previous: Row | None) -> None:
+        if previous is not None:
+            self._db.execute("DELETE FROM owners WHERE dependent_uid = ?", (uid,))
+        for owner in owners:
+            self._db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?)", (owner["uid"], uid))
+
+    def remove(self, row: Row, obj: dict[str, Any]) -> Row:
+        """Remove an object; returns its last state, with the version of the removal."""
+        self.resource_version += 1
+        obj["metadata"]["resourceVersion"] = str(self.resource_version)
+        data = encode(obj)
+        self._db.execute("DELETE FROM objects WHERE uid = ?", (row.uid,))
+        self._db.execute("DELETE FROM owners WHERE dependent_uid = ?", (row.uid,))
+        key = (row.resource, row.namespace, row.name)
+        self.changes.append(Change(self.resource_version, "DELETED", *key, data, row.data))
+        return Row(*key, row.uid, self.resource_version, data)
+
+    def run_later(self, work: Callable[[Transaction], object]) -> None:
+        """Queue `work` as a write of its own, after this one is committed."""
+        self.follow_ups.append(work)
+
+
+class Snapshot:
+    """A consistent read: every query sees the same resource version."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self.resource_version = _counter(connection)
+
+    def find(self, resource: str, namespace: str, name: str) -> Row | None:
+        """Return the object or None."""
+        return _find(self._db, resource, namespace, name)
+
+    def iterate(
+        self, resource: str, namespace: str | None, after: tuple[str, str] | None = None
+    ) -> Iterator[Row]:
+        """Yield rows in (namespace, name) order, all namespaces or one, beyond `after`."""
+        sql = f"SELECT {_COLUMNS} FROM objects WHERE resource = ?"
+        values: list[Any] = [resource]
+        if namespace is not None:
+            sql += " AND namespace = ?"
+            values.append(namespace)
+        if after is not None:
+            sql += " AND (namespace, name) > (?, ?)"
+            values.extend(after)
+        for row in self._db.execute(f"{sql} ORDER BY namespace, name", values):
+            yield Row(*row)
+
+    def count(self, resource: str, namespace: str | None, after: tuple[str, str]) -> int:
+        """Return how many objects lie beyond `after`."""
+        sql = "SELECT count(*) FROM objects WHERE resource = ? AND (namespace, name) > (?, ?)"
+        values: list[Any] = [resource, *after]
+        if namespace is not None:
+            sql += " AND namespace = ?"
+            values.append(namespace)
+        counted: int = self._db.execute(sql, values).fetchone()[0]
+        return counted
+
+
+def _one(db: sqlite3.Connection, sql: str, values: tuple[Any, ...]) -> Row | None:
+    found = db.execute(sql, values).fetchone()
+    return None if found is None else Row(*found)
+
+
+def _find(db: sqlite3.Connection, resource: str, namespace: str, name: str) -> Row | None:
+    sql = f"SELECT {_COLUMNS} FROM objects WHERE resource = ? AND namespace = ? AND name = ?"
+    return _one(db, sql, (resource, namespace, name))
+
+
+def _counter(db: sqlite3.Connection) -> int:
+    version: int = db.execute("SELECT resource_version FROM counter").fetchone()[0]
+    return version
+
+
+@dataclass(slots=True)
+class _Write:
+    work: Callable[[Transaction], Any]
+    future: asyncio.Future[Any] | None
+    dry_run: bool = False
+    result: Any = None
+    error: BaseException | None = None
+    changes: list[Change] = field(default_factory=list)
+
+
+class Store:
+    """The database of one server; `open()` and `close()` once, methods for the event loop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._connections_lock = threading.Lock()
+        self._lock_fd: int | None = None
+        self._closing = False
+        #: Called in the event loop with each batch of committed changes, before their callers go
+        #: on.
+        self.on_commit: Callable[[list[Change]], None] = lambda changes: None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Open or create the database and start the threads.
+
+        Raises: StoreRefused: newer or foreign file, or another process has it; nothing was touched.
+        """
+        self._lock_fd = _lock(self._path.with_name(self._path.name + ".lock"))
+        try:
+            _refuse_foreign(self._path)
+            self._create()
+            self._loop_reader = self._connect()
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self._loop = loop
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="api-read")
+        self._writer = threading.Thread(target=self._run_writer, name="api-write", daemon=True)
+        self._writer.start()
+
+    def _create(self) -> None:
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        db = self._connect()
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            # Before WAL, so that the header of the file itself carries both numbers.
+            db.executescript(
+                f"BEGIN; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+        db.execute("PRAGMA journal_mode = WAL").fetchone()
+        self._write_db = db
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        db.execute("PRAGMA synchronous = FULL")
+        with self._connections_lock:
+            self._connections.append(db)
+        return db
+
+    async def write(self, work: Callable[[Transaction], _T], *, dry_run: bool = False) -> _T:
+        """Run `work` in the writer thread and commit; returns when it is durable and published.
+
+        Raises: whatever `work` raises (nothing of it was written); StoreUnavailable.
+        State:  a cancelled caller's write still happens, whole or not at all.
+        """
+        if self._closing:
+            raise StoreUnavailable("the API server is shutting down")
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self._queue.put(_Write(work, future, dry_run))
+        return await future
+
+    async def read(self, work: Callable[[Snapshot], _T]) -> _T:
+        """Run `work` on a consistent snapshot in a reader thread."""
+        return await self._loop.run_in_executor(self._readers, self._read, work)
+
+    def _read(self, work: Callable[[Snapshot], _T]) -> _T:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = self._connect()
+        db.execute("BEGIN")
+        try:
+            return work(Snapshot(db))
+        finally:
+            db.execute("ROLLBACK")
+
+    def find_now(self, resource: str, namespace: str, name: str) -> Row | None:
+        """Return one object at once: a point look-up takes tens of µs, a thread hop costs more."""
+        return _find(self._loop_reader, resource, namespace, name)
+
+    def resource_version_now(self) -> int:
+        """Return the newest committed resource version."""
+        return _counter(self._loop_reader)
+
+    async def close(self) -> None:
+        """Finish what is queued, stop the threads, close the file. May be called twice."""
+        if self._closing or self._lock_fd is None:
+            return
+        self._closing = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(self._readers.shutdown)
+        for connection in self._connections:
+            connection.close()
+        os.close(self._lock_fd)
+
+    def _run_writer(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, is_last = [first], False
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _BATCH_MAX and not is_last:
+                    following = self._queue.get_nowait()
+                    if following is None:
+                        is_last = True
+                    else:
+                        batch.append(following)
+            self._commit(batch)
+            if is_last:
+                return
+
+    def _commit(self, batch: list[_Write]) -> None:
+        db = self._write_db
+        follow_ups: list[Callable[[Transaction], object]] = []
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            version = before = _counter(db)
+            for write in batch:
+                version = self._apply(write, version, follow_ups)
+            if version != before:
+                db.execute("UPDATE counter SET resource_version = ?", (version,))
+            db.execute("COMMIT")
+        except sqlite3.Error as exc:
+            _log.exception("a write to %s failed", self._path)
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            for write in batch:
+                write.changes = []
+                write.error = StoreUnavailable(f"the database cannot be written: {exc}")
+        else:
+            for work in follow_ups:
+                self._queue.put(_Write(work, None))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle, batch)
+
+    def _apply(
+        self,
+        write: _Write,
+        version: int,
+        follow_ups: list[Callable[[Transaction], object]],
+    ) -> int:
+        db = self._write_db
+        db.execute("SAVEPOINT write")
+        transaction = Transaction(db, version)
+        try:
+            write.result = write.work(transaction)
+        except sqlite3.Error:
+            raise
+        except Exception as exc:
+            write.error = exc
+        if write.error is not None or write.dry_run:
+            db.execute("ROLLBACK TO write")
+            db.execute("RELEASE write")
+            return version
+        db.execute("RELEASE write")
+        write.changes = transaction.changes
+        follow_ups.extend(transaction.follow_ups)
+        return transaction.resource_version
+
+    def _settle(self, batch: list[_Write]) -> None:
+        changes = [change for write in batch for change in write.changes]
+        if changes:
+            self.on_commit(changes)
+        for write in batch:
+            if write.future is None:
+                if write.error is not None:
+                    _log.error("a follow-up write failed", exc_info=write.error)
+            elif not write.future.done():
+                if write.error is not None:
+                    write.future.set_exception(write.error)
+                else:
+                    write.future.set_result(write.result)
+
+
+def _lock(path: Path) -> int:
+    """Take the lock beside the database (closing the file itself would drop SQLite's locks)."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise StoreRefused(f"{path}: another API server owns this database") from exc
+    return descriptor
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Judge the file by its header, without opening it as a database."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        return
+    if not header:
+        return
+    if len(header) < _HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
+        raise StoreRefused(f"{path} is not an SQLite database")
+    version, application = struct.unpack_from(">I", header, 60)[0], header[68:72]
+    wal = path.with_name(path.name + "-wal")
+    if wal.exists() and wal.stat().st_size:
+        version = max(version, _version_in_wal(path))
+    if application != struct.pack(">I", APPLICATION_ID):
+        raise StoreRefused(f"{path} is not a database of this API server")
+    if version > SCHEMA_VERSION:
+        raise StoreRefused(
+            f"{path} has format {version}; this program knows formats up to {SCHEMA_VERSION}. "
+            "It was written by a newer version and is left untouched"
+        )
+
+
+def _version_in_wal(path: Path) -> int:
+    """Read the version through an unfinished log; a read-only connection never checkpoints it."""
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        return version
+    finally:
+        db.close()
