@@ -17,22 +17,33 @@ from shorthorn.domain.errors import InvalidArgument
 app = typer.Typer(
     no_args_is_help=True,
     help="Read and write snapshot handles (bi://… and snap://…).",
-    rich_markup_mode="rich",
 )
 
 _PARSE_EPILOG = """Quote the handle: & and ? mean something to the shell.
 
-[bold]Example:[/bold] shorthorn handle parse 'bi://backing?backingImageDataSourceType=download&backingImage=golden'
+shorthorn handle parse 'bi://backing?backingImageDataSourceType=upload&backingImage=a'
 
-[bold]Only the warnings:[/bold] shorthorn handle parse "$HANDLE" | jq -r '.warnings[]'
+shorthorn handle parse "$HANDLE" | jq -r '.warnings[]'
 """
 
-_MAKE_EPILOG = """[bold]An image that exists:[/bold] shorthorn handle make --image golden --source-type download
+_MAKE_EPILOG = """An image that exists:
 
-[bold]Download on demand:[/bold] shorthorn handle make --image golden --source-type download --url 'https://example.org/golden.qcow2?v=1&arch=amd64' --checksum "$(sha512sum golden.qcow2 | cut -d' ' -f1)"
+  shorthorn handle make --image golden --source-type download
 
-[bold]Export on demand:[/bold] shorthorn handle make --image golden --source-type export-from-volume --volume-name "$(kubectl get pvc test-vol -o jsonpath='{.spec.volumeName}')" --export-type qcow2
-"""  # noqa: E501 - one line of help is one line on the screen
+Download on demand:
+
+  shorthorn handle make --image golden --source-type download \\
+    --url 'https://example.org/golden.qcow2?v=1&arch=amd64' \\
+    --checksum "$(sha512sum golden.qcow2 | cut -d' ' -f1)"
+
+Export on demand:
+
+  shorthorn handle make --image golden --source-type export-from-volume \\
+    --volume-name "$(kubectl get pvc test-vol -o jsonpath='{.spec.volumeName}')" \\
+    --export-type qcow2
+"""
+
+_MAKE_SNAP_EPILOG = "Example: shorthorn handle make-snap pvc-6b7d6e0c before-upgrade"
 
 
 @app.command("parse", epilog=_PARSE_EPILOG)
@@ -74,8 +85,9 @@ def make_handle(
 ) -> None:
     """Print the handle of a backing image, checked and percent-encoded.
 
-    Without any source parameter it names an image that exists. With them the image is made on
-    demand: download needs --url, export-from-volume --volume-name and --export-type.
+    Without any source parameter it names an image that exists. With them the
+    image is made on demand: download needs --url, export-from-volume needs
+    --volume-name and --export-type.
     """
     named = {"url": url, "volume-name": volume_name, "export-type": export_type}
     try:
@@ -85,7 +97,7 @@ def make_handle(
         _refuse(exc)
 
 
-@app.command("make-snap", epilog="[bold]Example:[/bold] shorthorn handle make-snap pvc-… snap-1")
+@app.command("make-snap", epilog=_MAKE_SNAP_EPILOG)
 def make_snapshot_handle(
     volume: Annotated[str, typer.Argument(help="The volume's handle.", show_default=False)],
     snapshot: Annotated[str, typer.Argument(help="The snapshot's name.", show_default=False)],

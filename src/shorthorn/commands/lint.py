@@ -21,17 +21,17 @@ from rich.text import Text
 
 from shorthorn.lint import Finding, Severity, check, mend
 
-app = typer.Typer(rich_markup_mode="rich")
+app = typer.Typer()
 
-_EPILOG = """[bold]Explain:[/bold] shorthorn lint *.yaml
+_EPILOG = """Explain: shorthorn lint *.yaml
 
-[bold]See what would change:[/bold] shorthorn lint --fix snapshot.yaml | diff snapshot.yaml -
+See what would change: shorthorn lint --fix snapshot.yaml | diff snapshot.yaml -
 
-[bold]Mend and apply:[/bold] shorthorn lint --fix snapshot.yaml | kubectl apply -f -
+Mend and apply: shorthorn lint --fix snapshot.yaml | kubectl apply -f -
 
-[bold]Mend the file itself:[/bold] shorthorn lint --fix --in-place snapshot.yaml
+Mend the file itself: shorthorn lint --fix --in-place snapshot.yaml
 
-[bold]For a machine:[/bold] shorthorn lint -o json snapshot.yaml | jq '.findings[].rule'
+For a machine: shorthorn lint -o json snapshot.yaml | jq '.findings[].rule'
 """
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -69,10 +69,13 @@ def lint(
 ) -> None:
     """Explain what is wrong in snapshot, image and claim manifests, and mend what is clear.
 
-    Checks VolumeSnapshotClass, VolumeSnapshot, VolumeSnapshotContent and PersistentVolumeClaim:
-    fields at the wrong indentation, versions no longer served, handles that mean something else
-    than they seem to. Comments and layout survive mending. With --fix the mended manifests go to
-    standard output and the findings that are left to standard error. Exits 1 if errors remain.
+    Checks VolumeSnapshotClass, VolumeSnapshot, VolumeSnapshotContent and
+    PersistentVolumeClaim: fields at the wrong indentation, versions no longer
+    served, handles that mean something else than they seem to. Comments and
+    layout survive mending.
+
+    With --fix the mended manifests go to standard output and the findings that
+    are left to standard error. Exits 1 if errors remain.
     """
     if in_place and (not fix or _STDIN in files):
         raise typer.BadParameter("--in-place needs --fix, and files that can be written")
@@ -81,7 +84,8 @@ def lint(
         for one in linted:
             _write(Path(one.name), one.text)
     elif fix:
-        sys.stdout.write(_joined([one.text for one in linted]))
+        # Bytes: the manifest's own characters, whatever the terminal's encoding is.
+        typer.echo(_joined([one.text for one in linted]).encode(), nl=False)
     _report(linted, output, to_stderr=fix and not in_place)
     if any(finding.is_error for one in linted for finding in one.findings):
         raise typer.Exit(1)
@@ -116,7 +120,7 @@ def _report(linted: list[_Linted], output: Output, *, to_stderr: bool) -> None:
 
 
 def _as_text(name: str, finding: Finding) -> Text:
-    shown = Text(f"{name}:{finding.line}:{finding.column}: ")
+    shown = Text(f"{_printable(name)}:{finding.line}:{finding.column}: ")
     shown.append(f"{finding.severity}", style=_STYLES[finding.severity])
     shown.append(f" [{finding.rule}] {_printable(finding.message)}\n")
     return shown.append(f"    → {_printable(finding.advice)}", style="dim")
