@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ else:
         return module
 
     _engine = _load_engine()
+    # It warns of each failing function; the caller gets that error anyway, as a broken rule.
+    logging.getLogger("cel").setLevel(logging.ERROR)
 
 
 class ExpressionInvalid(Exception):

@@ -68,7 +68,7 @@ class RuleBook:
     def __init__(self, root: Node) -> None:
         """Compile every rule. Raises SchemaUnsupported where one cannot be evaluated."""
         self._root = root
-        self._rules: dict[str, tuple[Rule, ...]] = {}
+        self._rules: dict[Node, tuple[Rule, ...]] = {}
         self._compile(root, is_correlatable=True)
 
     def _compile(self, node: Node, *, is_correlatable: bool) -> None:
@@ -79,7 +79,7 @@ class RuleBook:
                 "members of other lists have no old value"
             )
         if rules:
-            self._rules[node.path] = rules
+            self._rules[node] = rules
         for each in (*node.properties.values(), node.values):
             if each is not None:
                 self._compile(each, is_correlatable=is_correlatable)
@@ -96,7 +96,7 @@ class RuleBook:
     def _walk(self, value: Any, old: Any, node: Node, path: str) -> Iterator[FieldError]:
         if value is None:
             return
-        for rule in self._rules.get(node.path, ()):
+        for rule in self._rules.get(node, ()):
             yield from _apply(rule, value, old, node, path)
         if isinstance(value, dict):
             for key, each in value.items():

@@ -71,8 +71,14 @@ def invalid(field: str, value: Any, detail: str) -> FieldError:
 
 def type_invalid(field: str, value: Any, expected: str) -> FieldError:
     found = type_name(value)
-    shown = quoted(found) if found in ("object", "array", "null") else quoted(str(value))
-    detail = f'Invalid value: "{found}": {field} in body must be of type {expected}: {shown}'
+    where = f"{field} in body" if field else "the object"
+    detail = f'Invalid value: "{found}": {where} must be of type {expected}: "{found}"'
+    return FieldError(field, TYPE_INVALID, detail)
+
+
+def format_invalid(field: str, value: Any, expected: str) -> FieldError:
+    shown = quoted(value)
+    detail = f"Invalid value: {shown}: {field} in body must be of type {expected}: {shown}"
     return FieldError(field, TYPE_INVALID, detail)
 
 

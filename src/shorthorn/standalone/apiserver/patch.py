@@ -10,6 +10,7 @@ Source: RFC 6902 (JSON Patch), RFC 6901 (JSON Pointer), RFC 7386 (JSON Merge Pat
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ __all__ = [
 _ARRAY_INDEX = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 #: What a Kubernetes API server accepts in one patch (its maxJSONPatchOperations).
 OPERATIONS_MAX = 10_000
+#: Copies of copies double; in all, `copy` may add what one request may carry (3 MiB there too).
+COPIED_BYTES_MAX = 3 * 1024 * 1024
 
 
 def apply_json_patch(document: Any, operations: list[Any]) -> Any:
@@ -39,8 +42,10 @@ def apply_json_patch(document: Any, operations: list[Any]) -> Any:
     if len(operations) > OPERATIONS_MAX:
         raise PatchError(f"the patch has {len(operations)} operations, at most {OPERATIONS_MAX}")
     result = copy.deepcopy(document)
+    copied_bytes = 0
     for index, operation in enumerate(operations):
         try:
+            copied_bytes = _count_copied(result, operation, copied_bytes)
             result = _apply_operation(result, operation)
         except PatchError as exc:
             raise PatchError(f"operation {index}: {exc}") from exc
@@ -69,6 +74,17 @@ def apply_strategic_merge_patch(document: Any, patch: Any, schema: Mapping[str, 
     if not isinstance(document, dict) or not isinstance(patch, dict):
         raise PatchError("a strategic merge patch and its document are objects")
     return strategic_merge.apply(document, patch, schema)
+
+
+def _count_copied(document: Any, operation: Any, before_bytes: int) -> int:
+    """What all copies so far have added, this operation's included."""
+    if not isinstance(operation, dict) or operation.get("op") != "copy":
+        return before_bytes
+    value = _get(document, _pointer(operation, "from"))
+    copied_bytes = before_bytes + len(json.dumps(value))
+    if copied_bytes > COPIED_BYTES_MAX:
+        raise PatchError(f"the patch copies more than {COPIED_BYTES_MAX} bytes")
+    return copied_bytes
 
 
 def _apply_operation(document: Any, operation: Any) -> Any:

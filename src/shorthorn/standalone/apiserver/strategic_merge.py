@@ -106,8 +106,8 @@ def _merge_member(current: dict[str, Any], key: str, value: Any, schema: Mapping
 
 def _merge_list(current: list[Any], patch: list[Any], schema: Mapping[str, Any]) -> list[Any]:
     rule = _list_rule(schema)
-    if not rule.merges or _is_replacement(patch):
-        return [_without_directives(each) for each in patch if each != {_PATCH: "replace"}]
+    if not rule.merges or any(_is_replacement(each) for each in patch):
+        return [_without_directives(each) for each in patch if not _is_replacement(each)]
     if rule.key is None:
         return current + [each for each in _unique(patch) if each not in current]
     for member in patch:
@@ -184,8 +184,8 @@ def _is_deletion(member: Any) -> bool:
     return isinstance(member, dict) and member.get(_PATCH) == "delete"
 
 
-def _is_replacement(patch: list[Any]) -> bool:
-    return {_PATCH: "replace"} in patch
+def _is_replacement(member: Any) -> bool:
+    return isinstance(member, dict) and member.get(_PATCH) == "replace"
 
 
 def _unique(values: list[Any]) -> list[Any]:

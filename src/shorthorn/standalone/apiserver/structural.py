@@ -33,9 +33,12 @@ _KEYWORD_NAMES = (
 KEYWORDS = frozenset(_KEYWORD_NAMES.split())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One place in a schema. `type` is empty where any value, or an int-or-string, may be."""
+    """One place in a schema; equal only to itself.
+
+    `type` is empty where any value, or an int-or-string, may be.
+    """
 
     path: str
     type: str

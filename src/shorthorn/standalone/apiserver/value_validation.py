@@ -7,6 +7,7 @@ Never changes the object. Called by `schema`, after defaults are filled in.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -33,6 +34,8 @@ _SHARED = [
     "required",
     "enum",
 ]
+#: Stands for the field's path in the details below.
+_FIELD = "\0"
 _COMBINED = ("allOf", "anyOf", "oneOf")
 
 
@@ -46,7 +49,16 @@ def _required(
                 yield jsonschema.ValidationError("Required value", path=(name,))
 
 
-_Validator: Any = extend(Draft202012Validator, {"required": _required})  # type: ignore[no-untyped-call]
+def _pattern(
+    _validator: Any, pattern: str, instance: Any, _schema: Mapping[str, Any]
+) -> Iterator[jsonschema.ValidationError]:
+    """Search as RE2 would; the library would search as Python does."""
+    if isinstance(instance, str) and not compile_pattern(pattern).search(instance):
+        yield jsonschema.ValidationError("does not match")
+
+
+_KEYWORDS = {"required": _required, "pattern": _pattern}
+_Validator: Any = extend(Draft202012Validator, _KEYWORDS)  # type: ignore[no-untyped-call]
 
 
 class ValueValidator:
@@ -112,7 +124,8 @@ def _assertions(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "format" in raw:
         result["format"] = raw["format"]
     if "pattern" in raw:
-        result["pattern"] = python_pattern(raw["pattern"])
+        compile_pattern(raw["pattern"])
+        result["pattern"] = raw["pattern"]
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if raw.get(exclusive) and bound in raw:
             result[exclusive] = result.pop(bound)
@@ -138,22 +151,27 @@ def _condition(raw: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def python_pattern(pattern: str) -> str:
-    r"""Make RE2's `$` mean the end of the text; Python's also matches before a last newline.
+@functools.cache
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    r"""Compile a pattern written for RE2, with RE2's meaning.
 
-    Raises: SchemaUnsupported: Python cannot compile the pattern.
+    There `$` is the end of the text (Python's also matches before a last newline) and `\d`,
+    `\w`, `\s` know ASCII only.
+
+    Raises: SchemaUnsupported: Python cannot compile it, or would understand something else.
     """
+    if re.search(r"\[\[?\^?:|\(\?[=!<]|\\[pPQZ1-9]", pattern):
+        raise SchemaUnsupported(f"pattern {pattern!r} has syntax that is not evaluated here")
     translated = re.sub(
         r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$",
-        lambda found: r"\Z" if found[0] == "$" else found[0],
+        lambda found: r"\Z" if found[0] in ("$", r"\z") else found[0],
         pattern,
         flags=re.DOTALL,
     )
     try:
-        re.compile(translated)
+        return re.compile(translated, re.ASCII)
     except re.error as exc:
         raise SchemaUnsupported(f"pattern {pattern!r} cannot be evaluated: {exc}") from exc
-    return translated
 
 
 def _as_list(value: str | list[str]) -> list[str]:
@@ -176,10 +194,10 @@ def _field_error(error: jsonschema.ValidationError) -> FieldError:
     if keyword == "maxItems":
         return field_errors.too_many(field, len(value), limit)
     if keyword == "format":
-        return field_errors.type_invalid(field, value, limit)
+        return field_errors.format_invalid(field, value, limit)
     detail = _DETAILS.get(keyword, _must_validate)(error)
     shown = value if isinstance(value, str | int | float) else field_errors.type_name(value)
-    return field_errors.invalid(field, shown, detail.replace("{field}", field))
+    return field_errors.invalid(field, shown, detail.replace(_FIELD, field))
 
 
 def _must_validate(error: jsonschema.ValidationError) -> str:
@@ -189,20 +207,15 @@ def _must_validate(error: jsonschema.ValidationError) -> str:
         "oneOf": "must validate one and only one schema (oneOf)",
         "not": "must not validate the schema (not)",
     }
-    return f'"{{field}}" {how[str(error.validator)]}'
-
-
-def _original_pattern(error: jsonschema.ValidationError) -> str:
-    pattern = str(error.validator_value).replace(r"\Z", "$")
-    return f"{{field}} in body should match '{pattern}'"
+    return f'"{_FIELD}" {how[str(error.validator)]}'
 
 
 def _bound(text: str) -> Callable[[jsonschema.ValidationError], str]:
-    return lambda error: f"{{field}} in body should {text.format(error.validator_value)}"
+    return lambda error: f"{_FIELD} in body should {text.format(error.validator_value)}"
 
 
 _DETAILS: Mapping[str, Callable[[jsonschema.ValidationError], str]] = {
-    "pattern": _original_pattern,
+    "pattern": _bound("match '{}'"),
     "minimum": _bound("be greater than or equal to {}"),
     "maximum": _bound("be less than or equal to {}"),
     "exclusiveMinimum": _bound("be greater than {}"),
