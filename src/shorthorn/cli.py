@@ -1,0 +1,31 @@
+"""The command-line program: sub-commands put together.
+
+Owns: their names. Must never: do anything itself. Entry point `shorthorn`, also `python -m
+shorthorn`.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from shorthorn.commands import claims, handle, lint, service
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    help="Golden disk images behind the Kubernetes VolumeSnapshot API.\n\n"
+    "`shorthorn up` serves one host; then plain `kubectl` does the rest.",
+)
+app.command("up")(service.up)
+app.command("down")(service.down)
+app.command("mount")(claims.mount)
+app.command("umount")(claims.umount)
+app.command("path")(claims.path)
+app.add_typer(handle.app, name="handle")
+app.command("lint")(lint.lint)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,205 @@
+"""`shorthorn up` and `shorthorn down`: the service on one host.
+
+Owns: options, logging, signals, going to the background, and what is printed. Must never: wire
+anything (`daemon` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from shorthorn.settings import DEFAULT_NAMESPACE, Settings, parse_listen, parse_size
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir",
+        help="Directory for everything: kubeconfig, csi.sock, the pool.",
+        file_okay=False,
+        resolve_path=True,
+        show_default=False,
+    ),
+]
+
+_START_TIMEOUT_S = 120.0
+"""A first start may have to allocate and format a pool file."""
+
+_STOP_TIMEOUT_S = 30.0
+
+_NEXT_STEPS = """\
+Shorthorn is up.
+
+  export KUBECONFIG={kubeconfig}
+  kubectl get storageclass,pvc,volumesnapshot        # plain kubectl, nothing else needed
+  kubectl apply -f examples/                         # a claim, a snapshot class, a snapshot, a
+  restore kubectl get backingimages -n {namespace}
+  shorthorn mount test-restore-pvc /mnt --data-dir {data_dir}
+  shorthorn down --data-dir {data_dir}               # stops the service; volumes and images stay
+
+  pool        {pool}
+  CSI socket  {socket}
+  API server  {url}
+"""
+
+
+def up(
+    data_dir: DataDir,
+    pool_size: Annotated[
+        str,
+        typer.Option(
+            help="Size, as in 20G, of the pool file made where the file system of DATA_DIR has no"
+            " reflinks (ext4). Default: half of the free space, at most 20G.",
+            show_default=False,
+        ),
+    ] = "",
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT of the API server; loopback only. Port 0: any free one.")
+    ] = "127.0.0.1:0",
+    background: Annotated[
+        bool, typer.Option("--background", help="Return when the service is ready; it goes on.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+) -> None:
+    """Run everything on this host: API server, CSI driver, pool. Needs root.
+
+    Volumes that are in use are not touched by starting, stopping or killing this.
+    """
+    settings = _settings(data_dir, pool_size, listen)
+    if os.geteuid() != 0:
+        _refuse("`shorthorn up` attaches loop devices and mounts file systems: run it as root")
+    if background:
+        _start_in_background(settings, sys.argv[1:])
+        return
+    _log_to_stderr(verbose=verbose)
+    try:
+        asyncio.run(_serve(settings))
+    except StartFailed as exc:
+        _refuse(str(exc))
+
+
+class StartFailed(Exception):
+    """The service cannot start; the message says why and what to do."""
+
+
+def _settings(data_dir: Path, pool_size: str, listen: str) -> Settings:
+    try:
+        host, port = parse_listen(listen)
+        size_bytes = parse_size(pool_size) if pool_size else None
+    except ValueError as exc:
+        _refuse(str(exc))
+    return Settings(data_dir, pool_size_bytes=size_bytes, listen_host=host, listen_port=port)
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"shorthorn: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+
+async def _serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, or until a part of the daemon fails."""
+    from shorthorn.daemon import Daemon  # the heavy half of the imports: only who serves pays
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Daemon(settings) as daemon:
+        typer.echo(next_steps(settings, pool=daemon.pool_dir, url=daemon.url))
+        sys.stdout.flush()
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, daemon.failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if daemon.failed.done():
+            daemon.failed.result()
+
+
+def next_steps(settings: Settings, *, pool: Path, url: str) -> str:
+    """Return what to try next, for the terminal."""
+    return _NEXT_STEPS.format(
+        kubeconfig=settings.kubeconfig,
+        namespace=DEFAULT_NAMESPACE,
+        data_dir=settings.data_dir,
+        pool=pool,
+        socket=settings.csi_socket,
+        url=url,
+    )
+
+
+def _start_in_background(settings: Settings, arguments: list[str]) -> None:
+    """Start the same command in a session of its own, and wait until it is ready."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_file = settings.data_dir / "shorthorn.log"
+    rest = [argument for argument in arguments if argument != "--background"]
+    with log_file.open("ab") as log:
+        start = log.tell()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "shorthorn", *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with log_file.open("rb") as log:
+            log.seek(start)
+            said = log.read().decode(errors="replace")
+        if "Shorthorn is up." in said:
+            typer.echo(said[said.index("Shorthorn is up.") :])
+            typer.echo(f"  log         {log_file}")
+            return
+        if child.poll() is not None:
+            _refuse(f"the service did not start:\n{said.strip()}")
+        time.sleep(0.05)
+    child.terminate()
+    _refuse(f"the service was not ready after {_START_TIMEOUT_S:.0f} s; see {log_file}")
+
+
+def down(
+    data_dir: DataDir,
+    release: Annotated[
+        bool,
+        typer.Option(
+            "--release",
+            help="Also unmount the pool, so that nothing of Shorthorn is left in the kernel."
+            " Refused while a volume is in use.",
+        ),
+    ] = False,
+) -> None:
+    """Stop the service. Volumes that are mounted stay mounted; data stays where it is."""
+    from shorthorn.host.locks import find_owner
+
+    owner = find_owner(data_dir)
+    if owner is None:
+        typer.echo(f"nothing runs on {data_dir}")
+    else:
+        os.kill(owner.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while find_owner(data_dir) is not None:
+            if time.monotonic() > deadline:
+                _refuse(f"process {owner.pid} does not stop; see {data_dir / 'shorthorn.log'}")
+            time.sleep(0.05)
+        typer.echo("stopped; volumes and images stay")
+    if release:
+        from shorthorn.host.pool_file import release_pool
+
+        asyncio.run(release_pool(data_dir))
+        typer.echo("the pool is unmounted")

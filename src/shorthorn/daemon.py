@@ -1,0 +1,271 @@
+"""`shorthorn up`: everything on one host, in one process.
+
+Owns: the one place where concrete classes meet ports, and the order of start and stop. Must never:
+decide anything that a service, controller or role decides. Called by the `up` command and by tests.
+
+Start: take the data directory, open the pool (thawing what a predecessor left frozen comes before
+anything else), then the API server, reconcilers, the CSI socket, and last the roles that call it.
+Stopping goes backwards and touches no volume: loop devices, mounts and the pool stay as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from lightkube import AsyncClient
+
+from shorthorn.controllers.backing_images import BackingImageReconciler
+from shorthorn.controllers.controller import Controller
+from shorthorn.controllers.image_copies import ImageCopyReconciler
+from shorthorn.controllers.pools import PoolReporter
+from shorthorn.controllers.volumes import SnapshotReconciler, VolumeReconciler
+from shorthorn.csi.server import CsiServer
+from shorthorn.domain.models import BackingImage, ImageCopy, Pool, PoolSpec, Snapshot, Volume
+from shorthorn.domain.ports import Engine, Registry
+from shorthorn.engines.local import LocalEngine
+from shorthorn.host.locks import DirectoryLock
+from shorthorn.host.node_storage import HostNodeStorage
+from shorthorn.host.pool_file import ensure_pool
+from shorthorn.images.checksum import Sha512Checksummer
+from shorthorn.images.fetcher import DownloadFetcher
+from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
+from shorthorn.kube import resources
+from shorthorn.kube.claims import KubeClaimDirectory
+from shorthorn.kube.client import connect
+from shorthorn.kube.registry import KubeRegistry
+from shorthorn.services.images import ImageService
+from shorthorn.services.node import NodeService
+from shorthorn.services.snapshots import SnapshotService
+from shorthorn.services.volumes import VolumeService
+from shorthorn.settings import Settings
+from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
+from shorthorn.standalone.apiserver.kinds import load_default_kinds
+from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
+from shorthorn.standalone.apiserver.server import ApiServer
+from shorthorn.standalone.csi_client import CsiClient
+from shorthorn.standalone.defaults import ensure_defaults
+from shorthorn.standalone.roles import Roles
+
+log = logging.getLogger(__name__)
+
+_DRAIN_S = 10.0
+"""How long running operations may go on at stop; what is cut off is resumed at the next start."""
+
+
+class Registries:
+    """The five kinds."""
+
+    def __init__(self, client: AsyncClient, namespace: str) -> None:
+        self.images: KubeRegistry[BackingImage] = KubeRegistry(
+            client, resources.BACKING_IMAGE, namespace=namespace
+        )
+        self.copies: KubeRegistry[ImageCopy] = KubeRegistry(
+            client, resources.IMAGE_COPY, namespace=namespace
+        )
+        self.volumes: KubeRegistry[Volume] = KubeRegistry(
+            client, resources.VOLUME, namespace=namespace
+        )
+        self.snapshots: KubeRegistry[Snapshot] = KubeRegistry(
+            client, resources.SNAPSHOT, namespace=namespace
+        )
+        self.pools: KubeRegistry[Pool] = KubeRegistry(client, resources.POOL, namespace=namespace)
+
+    @property
+    def all(self) -> tuple[KubeRegistry[Any], ...]:
+        return (self.images, self.copies, self.volumes, self.snapshots, self.pools)
+
+
+class Daemon:
+    """One host's Shorthorn: `async with` starts and stops it. `failed` ends when a part dies."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = contextlib.AsyncExitStack()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.pool_dir = Path()
+        self.url = ""
+
+    async def __aenter__(self) -> Daemon:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        await self._stack.aclose()
+        self.failed.cancel()
+
+    async def _start(self) -> None:
+        settings = self._settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = DirectoryLock(settings.data_dir, owner="shorthorn")
+        lock.acquire()
+        self._stack.callback(lock.release)
+        engine = await self._open_engine()
+        await self._start_api_server()
+        client = connect(settings.kubeconfig, namespace=settings.namespace)
+        self._stack.push_async_callback(client.aclose)
+        registries = Registries(client, settings.namespace)
+        for registry in registries.all:
+            self._spawn(registry.run())
+        locks: KeyedLocks[str] = KeyedLocks()
+        await self._start_controllers(registries, engine, locks)
+        await self._start_csi(registries, engine, locks, client)
+        await ensure_defaults(client, driver_name=settings.driver_name)
+        driver = CsiClient(settings.csi_socket)
+        self._stack.push_async_callback(driver.close)
+        self._spawn(Roles(client, driver, driver_name=settings.driver_name).run())
+
+    async def _open_engine(self) -> Engine:
+        pool = await ensure_pool(
+            self._settings.data_dir, pool_size_bytes=self._settings.pool_size_bytes
+        )
+        self.pool_dir = pool.path
+        engine = LocalEngine(pool.path)
+        await engine.open()
+        self._stack.push_async_callback(engine.close)
+        return engine
+
+    async def _start_api_server(self) -> None:
+        settings = self._settings
+        token = ensure_token(settings.token_file)
+        tls = ensure_tls(settings.data_dir / "apiserver.pem")
+        server = ApiServer(
+            database=settings.database,
+            listen=f"{settings.listen_host}:{settings.listen_port}",
+            token=token,
+            kinds=load_default_kinds(),
+            tls=tls,
+        )
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+        self.url = server.url
+        write_kubeconfig(settings.kubeconfig, url=server.url, token=token, authority=tls.authority)
+
+    async def _start_controllers(
+        self, registries: Registries, engine: Engine, locks: KeyedLocks[str]
+    ) -> None:
+        volumes = Controller(
+            "volume", VolumeReconciler(registries.volumes, engine, locks).reconcile
+        )
+        snapshots = Controller(
+            "snapshot", SnapshotReconciler(registries.snapshots, engine, locks).reconcile
+        )
+        copies = self._copies_controller(registries, engine, locks)
+        image_reconciler = BackingImageReconciler(
+            registries.images, registries.copies, registries.pools, registries.volumes
+        )
+        images = Controller("backing image", image_reconciler.reconcile)
+        pool = PoolReporter(
+            registries.pools,
+            registries.volumes,
+            engine,
+            PoolSpec(self._settings.node_id, engine.pool_uuid, str(self.pool_dir)),
+        )
+        await asyncio.gather(*(registry.wait_synced() for registry in registries.all))
+        await pool.report()
+
+        def copy_changed(name: str) -> None:
+            copies.enqueue(name)
+            image = image_reconciler.image_of_copy(name)
+            if image is not None:
+                images.enqueue(image)
+
+        for controller in (volumes, snapshots, copies, images):
+            self._spawn(controller.run())
+        self._spawn(_follow(registries.volumes, volumes.enqueue))
+        self._spawn(_follow(registries.snapshots, snapshots.enqueue))
+        self._spawn(_follow(registries.copies, copy_changed))
+        self._spawn(_follow(registries.images, images.enqueue))
+        self._spawn(pool.run())
+
+    def _copies_controller(
+        self, registries: Registries, engine: Engine, locks: KeyedLocks[str]
+    ) -> Controller:
+        """The controller and its reconciler need each other: transfers wake the controller."""
+        reconcile: list[Callable[[str], Awaitable[float | None]]] = []
+        controller = Controller("image copy", lambda name: reconcile[0](name))
+        reconciler = ImageCopyReconciler(
+            registries.copies,
+            engine,
+            DownloadFetcher(),
+            Sha512Checksummer(),
+            locks,
+            controller.enqueue,
+        )
+        reconcile.append(reconciler.reconcile)
+        self._stack.push_async_callback(reconciler.close)
+        return controller
+
+    async def _start_csi(
+        self, registries: Registries, engine: Engine, locks: KeyedLocks[str], client: AsyncClient
+    ) -> None:
+        settings = self._settings
+        operations = KeyedOperations()
+        node = NodeService(
+            engine=engine, storage=HostNodeStorage(), operations=operations, locks=locks
+        )
+        images = ImageService(
+            images=registries.images,
+            volumes=registries.volumes,
+            claims=KubeClaimDirectory(client, driver_name=settings.driver_name),
+            operations=operations,
+        )
+        snapshots = SnapshotService(
+            snapshots=registries.snapshots,
+            volumes=registries.volumes,
+            images=images,
+            operations=operations,
+        )
+        volumes = VolumeService(
+            volumes=registries.volumes,
+            pools=registries.pools,
+            images=images,
+            snapshots=snapshots,
+            operations=operations,
+            use=node,
+        )
+        server = CsiServer(
+            settings.csi_socket,
+            volumes=volumes,
+            snapshots=snapshots,
+            node=node,
+            node_id=settings.node_id,
+            driver_name=settings.driver_name,
+        )
+        await server.start()
+        self._stack.push_async_callback(lambda: operations.drain(timeout_s=_DRAIN_S))
+        self._stack.push_async_callback(server.stop)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` until stop; its end before that is a failure of the daemon."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        self._stack.push_async_callback(_cancel, task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self.failed.done():
+            return
+        exc = task.exception() or RuntimeError(f"{task.get_name()} ended by itself")
+        self.failed.set_exception(exc)
+
+
+async def _follow(registry: Registry[Any], changed: Callable[[str], None]) -> None:
+    async with registry.subscribe() as names:
+        async for name in names:
+            changed(name)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
