@@ -1,0 +1,175 @@
+"""Loop devices on real files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.integration.storage import MIB, allocated_bytes
+
+from shorthorn.host import extents, files, loop_devices
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture
+async def volume(pool_dir: Path) -> AsyncIterator[Path]:
+    """A sparse file of 64 MiB; whatever loop device it has is detached at the end."""
+    path = pool_dir / "volume.raw"
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+    yield path
+    if (device := await loop_devices.find_by_file(path)) is not None:
+        await loop_devices.detach(device)
+
+
+async def test_a_file_has_one_device_however_often_it_is_attached(volume: Path) -> None:
+    assert await loop_devices.find_by_file(volume) is None
+
+    devices = await asyncio.gather(*(loop_devices.ensure_attached(volume) for _ in range(10)))
+
+    assert len(set(devices)) == 1
+    device = devices[0]
+    assert device.direct_io
+    assert not device.read_only
+    assert await loop_devices.find_by_file(volume) == device
+    assert device in await loop_devices.list_attached()
+    assert device.file_identity == files.file_identity(volume)
+    assert await loop_devices.size_bytes(device.path) == 64 * MIB
+    number = os.stat(device.path).st_rdev
+    assert device.device_number == (os.major(number), os.minor(number))
+
+
+async def test_attachers_in_other_processes_get_the_same_device(volume: Path) -> None:
+    code = (
+        "import asyncio, sys, pathlib;"
+        "from shorthorn.host.loop_devices import ensure_attached as attach;"
+        "print(asyncio.run(attach(pathlib.Path(sys.argv[1]))).path)"
+    )
+    children = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, str(volume), stdout=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
+    outputs = {(await child.communicate())[0] for child in children}
+
+    assert len(outputs) == 1
+    assert outputs == {f"{(await loop_devices.ensure_attached(volume)).path}\n".encode()}
+
+
+async def test_a_device_is_found_after_its_file_was_renamed(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    renamed = volume.with_name("other.raw")
+    volume.rename(renamed)
+
+    assert await loop_devices.find_by_file(renamed) == device
+
+    await loop_devices.detach(device)
+    renamed.rename(volume)
+
+
+async def test_another_file_under_the_old_name_is_not_taken_for_it(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    volume.unlink()
+    with volume.open("wb") as file:
+        file.truncate(MIB)
+
+    assert await loop_devices.find_by_file(volume) is None
+
+    await loop_devices.detach(device)
+
+
+async def test_detaching_twice_is_fine_and_never_hits_the_next_file(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    await loop_devices.detach(device)
+    assert await loop_devices.find_by_file(volume) is None
+    other = volume.with_name("other.raw")
+    with other.open("wb") as file:
+        file.truncate(MIB)
+    other_device = await loop_devices.ensure_attached(other)
+
+    await loop_devices.detach(device)
+
+    assert await loop_devices.find_by_file(other) == other_device
+    await loop_devices.detach(other_device)
+
+
+async def test_an_open_device_is_reported_busy(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume)
+
+    with device.path.open("rb"), pytest.raises(loop_devices.LoopDeviceBusy):
+        await loop_devices.detach(device)
+
+    await loop_devices.detach(device)
+    assert await loop_devices.find_by_file(volume) is None
+
+
+async def test_a_device_grows_with_its_file(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    await files.grow_file(volume, 96 * MIB)
+
+    await loop_devices.set_capacity(device)
+
+    assert await loop_devices.size_bytes(device.path) == 96 * MIB
+
+
+async def test_what_was_written_to_the_device_is_in_the_file_after_a_flush(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    with device.path.open("r+b") as file:
+        file.write(b"x" * MIB)
+        file.flush()
+        assert (await extents.usage(volume)).allocated_bytes == 0  # still in the page cache
+
+        await loop_devices.flush(device.path)
+
+        assert (await extents.usage(volume)).allocated_bytes == MIB
+    assert volume.read_bytes()[:MIB] == b"x" * MIB
+
+
+async def blkdiscard(device: Path) -> str:
+    """Discard a whole device; returns what the tool complains of."""
+    child = await asyncio.create_subprocess_exec("blkdiscard", "-f", device, stderr=subprocess.PIPE)
+    return (await child.communicate())[1].decode()
+
+
+async def test_a_discarded_range_becomes_a_hole_unless_discards_are_off(volume: Path) -> None:
+    volume.write_bytes(b"x" * 64 * MIB)
+    device = await loop_devices.ensure_attached(volume, discards=False)
+    assert "not supported" in await blkdiscard(device.path)
+    assert allocated_bytes(volume) == 64 * MIB
+    await loop_devices.detach(device)
+
+    # The kernel keeps the limit with the number; the next file must not inherit it.
+    device = await loop_devices.ensure_attached(volume)
+    assert "not supported" not in await blkdiscard(device.path)
+    assert (await extents.usage(volume)).allocated_bytes == 0
+
+
+async def test_a_read_only_device_refuses_writes(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume, read_only=True)
+
+    assert device.read_only
+    with device.path.open("r+b", buffering=0) as file, pytest.raises(PermissionError):
+        file.write(b"x" * 4096)
+
+
+async def test_a_missing_device_node_is_made(volume: Path) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    device.path.unlink()
+
+    assert await loop_devices.find_by_file(volume) == device
+    assert device.path.is_block_device()
+
+
+async def test_a_missing_file_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await loop_devices.ensure_attached(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError):
+        await loop_devices.find_by_file(tmp_path / "absent")
