@@ -43,9 +43,9 @@ class Staging:
 
     async def begin(self, committed: Path) -> Path:
         """Return a new, empty directory in which `committed` may be built; older remains go."""
+        await self.discard(committed)
         staged = self._layout.staged(committed)
         async with self._parents_stay(committed):
-            await _remove(staged)
             staged.mkdir(mode=DIRECTORY_MODE, parents=True)
         self.reached("staging directory made")
         return staged
@@ -95,10 +95,8 @@ class Staging:
             self._remove_empty_parents(committed)
 
     async def discard(self, committed: Path) -> None:
-        """Remove what is half made of `committed`; missing is fine."""
-        async with self._parents_stay(committed):
-            await _remove(self._layout.staged(committed))
-            self._remove_empty_parents(committed)
+        """Make what is half made of `committed` absent; missing is fine. State: as for `remove`."""
+        await self._throw_away(self._layout.staged(committed), committed)
 
     async def remove(self, committed: Path) -> None:
         """Make `committed` absent at once, then give its blocks back; missing is fine.
@@ -106,16 +104,22 @@ class Staging:
         State: after an error or a crash it is either still there or gone; what is left of it lies
         in the trash, which a retry or the next start empties.
         """
-        discarded = self._layout.discarded(committed)
-        self._layout.trash.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-        await files.remove_tree(discarded)
+        await self._throw_away(committed, committed)
+
+    async def _throw_away(self, path: Path, committed: Path) -> None:
+        # One rename first: a directory with half of its files would look like another thing.
+        discarded = self._layout.discarded(path)
+        await _remove(discarded)
         async with self._parents_stay(committed):
-            if committed.exists():
-                await files.commit_rename(committed, discarded)
+            is_there = path.exists()
+            if is_there:
+                discarded.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+                await files.commit_rename(path, discarded)
                 self.reached("moved to the trash")
             self._remove_empty_parents(committed)
-        await files.remove_tree(discarded)
-        self.reached("trash emptied")
+        if is_there:
+            await files.remove_tree(discarded)
+            self.reached("trash emptied")
 
     async def sweep(self) -> None:
         """Remove what nobody can go on with: everything but image directories with a journal.
