@@ -147,6 +147,14 @@ def test_the_name_alone_is_found_where_there_is_one(text, name):
 
 
 @pytest.mark.parametrize(
+    ("text", "scheme"),
+    [("bi://", "bi"), ("snap://x", "snap"), ("BI://x", None), ("bi:/x", None), ("bak://a/b", None)],
+)
+def test_a_broken_handle_is_told_from_an_id_of_no_known_form(text, scheme):
+    assert handles.find_scheme(text) == scheme
+
+
+@pytest.mark.parametrize(
     "handle",
     [
         BackingImageHandle("", "download"),
@@ -234,7 +242,9 @@ TRAPS = [
     (TrapKind.UNKNOWN_EXPORT_TYPE, bi("export-from-volume&volume-name=v&export-type=vmdk"), "raw"),
     (TrapKind.MISSPELT_KEY, bi("export-from-volume&volume-name=v&exportType=raw"), "export-type?"),
     (TrapKind.MISSPELT_KEY, bi("download&url=https://h/a&backingimagechecksum=1"), "mean backing"),
+    (TrapKind.MISSPELT_KEY, bi("upload&sourceType=upload"), "mean backingImageDataSourceType?"),
     (TrapKind.UNEXPECTED_KEY, bi("upload&minNumberOfCopies=1"), "kept"),
+    (TrapKind.UNEXPECTED_KEY, bi("upload&" + "backingImage" * 9 + "=1"), "kept"),
     (TrapKind.UNEXPECTED_KEY, bi("download&url=https://h/a&volume-name=v"), "no parameter"),
     (TrapKind.MISSING_PARAMETER, bi("export-from-volume&volume-name=v"), "export-type is missing"),
     (TrapKind.MISSING_PARAMETER, bi("export-from-volume&export-type=raw"), "volume-name is miss"),

@@ -296,6 +296,74 @@ def test_what_cannot_be_mended_line_by_line_is_told_and_left(text):
     assert mend(text) == text
 
 
+def test_a_missing_group_is_added_in_its_place():
+    group = "        apiGroup: snapshot.storage.k8s.io\n"
+    text = yml(CLAIM, group, "")
+    assert errors(text) == {Rule.DATA_SOURCE_GROUP}
+    mended = yaml.safe_load(mend(text))
+    assert mended == yaml.safe_load(yml(CLAIM))
+
+
+def test_a_list_far_from_home_is_moved_whole_and_the_last_line_keeps_its_end():
+    text = (
+        "apiVersion: v1\nkind: PersistentVolumeClaim\naccessModes:\n- ReadWriteOnce\n"
+        "  # odd\ndataSource: {kind: VolumeSnapshot, name: s, apiGroup: snapshot.storage.k8s.io}\n"
+        "metadata:\n  name: c\nspec:\n  volumeMode: |-\n    Block\n\n"
+        "  resources:\n    requests:\n      storage: 1Gi"
+    )
+    mended = mend(text)
+    assert yaml.safe_load(mended)["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert yaml.safe_load(mended)["spec"]["dataSource"]["name"] == "s"
+    assert check(mended) == []
+
+
+def test_fields_taken_from_an_anchor_are_not_called_missing():
+    text = yml(CONTENT).replace(
+        "  driver: driver.longhorn.io\n", "  <<: {driver: driver.longhorn.io}\n"
+    )
+    assert check(text) == []
+
+
+def test_another_drivers_content_is_not_read_closely():
+    text = yml(CONTENT, "driver.longhorn.io", "ebs.csi.aws.com").replace(HANDLE, "snap-0123")
+    assert rules(text) == {Rule.OTHER_DRIVER}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            handle("&url=https://h/a+b").replace("snapshotHandle: ", "snapshotHandle: >-\n      "),
+            id="a handle in a folded block",
+        ),
+        pytest.param(
+            "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: c}\nspec:\n"
+            "  dataSource: {kind: VolumeSnapshot, name: s}\n  accessModes: [ReadWriteOnce]\n"
+            "  resources: {requests: {storage: 1Gi}}\n",
+            id="a group missing in braces",
+        ),
+        pytest.param(
+            yml(SNAPSHOT).replace("spec:\n  source:\n  ", "spec: ~\nsource:\n"),
+            id="a parent that says null",
+        ),
+        pytest.param(
+            yml(SNAPSHOT).replace(
+                "ContentName: content", 'ContentName: content\n    volumeSnapshotClassName: "a\n b"'
+            ),
+            id="a field that cannot be set out because a line of it begins further left",
+        ),
+    ],
+)
+def test_what_cannot_be_edited_safely_stays_as_it_is(text):
+    assert any(finding.mend for finding in check(text))
+    assert mend(text) == text
+
+
+def test_a_value_where_fields_belong_is_told():
+    text = yml(SNAPSHOT).partition("spec:")[0] + "spec: 5\n"
+    assert Rule.WRONG_TYPE in errors(text)
+
+
 def test_json_is_yaml_and_a_version_in_it_is_mended():
     text = '{"apiVersion": "snapshot.storage.k8s.io/v1beta1", "kind": "VolumeSnapshotClass"}'
     assert '"snapshot.storage.k8s.io/v1"' in mend(text)
@@ -308,6 +376,7 @@ def test_json_is_yaml_and_a_version_in_it_is_mended():
             "&url=https://h/a.qcow2?x=1&y=2&backingImageChecksum=" + SHA,
             "&url=https%3A%2F%2Fh%2Fa.qcow2%3Fx%3D1%26y%3D2&backingImageChecksum=" + SHA,
         ),
+        ("&url=https://h/a;b&y=2", "&url=https%3A%2F%2Fh%2Fa%3Bb%26y%3D2"),
         ("&url=https://h/a+b#c;d", "&url=https%3A%2F%2Fh%2Fa%2Bb%23c%3Bd"),
         (f"&checksum={SHA.upper()}", f"&backingImageChecksum={SHA}"),
         (f"&checksum={SHA}&backingImageChecksum={SHA}", f"&backingImageChecksum={SHA}"),
@@ -325,6 +394,8 @@ def test_a_handle_is_mended_to_what_was_meant(broken, meant):
         HANDLE + "#cut",
         HANDLE + "&x=a+b&volume-name=RAW",
         HANDLE + "&a=%zz",
+        HANDLE + "&url=",
+        "bi:// b?url=x",
         "snap://a/b/c",
         "bi://",
         "x",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,21 @@ def test_in_place_follows_a_link_and_leaves_a_sound_file_untouched(tmp_path):
     assert run("--fix", "--in-place", link).exit_code == 0
     assert link.is_symlink()
     assert (target.stat().st_ino, target.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_file_that_cannot_be_written_stays_whole_and_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "m.yaml"
+    target.write_bytes(BROKEN.read_bytes())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        result = run("--fix", "--in-place", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 1
+    assert result.stderr == f"shorthorn: cannot write {target}: File too large\n"
+    assert target.read_bytes() == BROKEN.read_bytes()
+    assert os.listdir(tmp_path) == ["m.yaml"]
 
 
 @pytest.mark.parametrize("arguments", [["--in-place", "x.yaml"], ["--fix", "--in-place", "-"]])

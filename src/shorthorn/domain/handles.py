@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote
 
 from shorthorn.domain import go_url
@@ -126,11 +126,22 @@ def parse(handle: str) -> BackingImageHandle | SnapshotHandle:
     Raises: InvalidHandle: of no kind known here, or without what its kind requires.
     """
     scheme, separator, rest = handle.partition("://")
-    if separator and scheme == "bi":
+    known = find_scheme(handle)
+    if known == "bi":
         return _parse_backing_image(handle)
-    if separator and scheme == "snap":
+    if known == "snap":
         return _parse_snapshot(handle, rest)
     raise InvalidHandle(handle, _unknown_scheme(scheme if separator else None))
+
+
+def find_scheme(handle: str) -> Literal["bi", "snap"] | None:
+    """Return which kind of handle the text claims to be, None where it is of no known form.
+
+    Tells a broken handle, whose reason somebody waits for, from an id that is none of ours.
+    """
+    if handle.startswith("bi://"):
+        return "bi"
+    return "snap" if handle.startswith("snap://") else None
 
 
 def find_backing_image(handle: str) -> str | None:
@@ -138,7 +149,7 @@ def find_backing_image(handle: str) -> str | None:
 
     Less than `parse` asks for: deleting needs the name alone, and must never fail on a handle.
     """
-    if not handle.startswith("bi://"):
+    if find_scheme(handle) != "bi":
         return None
     try:
         values = go_url.query_of(handle).first_values()

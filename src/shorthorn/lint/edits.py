@@ -124,7 +124,6 @@ def _last_line(lines: list[str], node: yaml.Node) -> int:
         return int(node.start_mark.line)
     end = node.end_mark
     last = int(end.line) if end.column else int(end.line) - 1
-    last = min(last, len(lines) - 1)
     while last > node.start_mark.line and not lines[last].strip():
         last -= 1
     return max(last, int(node.start_mark.line))
@@ -133,8 +132,6 @@ def _last_line(lines: list[str], node: yaml.Node) -> int:
 def _begins_line(lines: list[str], field: Field) -> bool:
     """Whether a field is written as `key:` with nothing but spaces before it."""
     start = field.key.start_mark
-    if start.line >= len(lines) or field.key.end_mark.line != start.line:
-        return False
     line = lines[start.line]
     behind = line[field.key.end_mark.column :].lstrip(" ")
     return not line[: start.column].strip(" ") and behind.startswith(":")

@@ -92,12 +92,8 @@ def mend_handle(handle: str) -> str | None:
     if lower:
         parameters["export-type"] = lower
     source_type = _meant_source_type(parsed.source_type)
-    try:
-        mended = handles.BackingImageHandle(
-            parsed.backing_image, source_type, checksum, parameters
-        ).format()
-    except handles.InvalidHandle:
-        return None
+    meant = handles.BackingImageHandle(parsed.backing_image, source_type, checksum, parameters)
+    mended = meant.format()
     return mended if _is_better(mended, handle) else None
 
 
@@ -124,14 +120,15 @@ def _escape_url(handle: str) -> str:
     hash_at = url.find("#")
     if hash_at >= 0 and "&" not in url[:hash_at]:
         url = url.replace("#", "%23", 1)
-    try:
-        strays = stray_keys(go_url.query_of(f"{head}?{before}{url}"))
-    except go_url.MalformedUrl:
-        return handle
     pieces = [piece for piece in url.split("&") if piece]
     if not pieces:
         return handle
-    whole = "%26".join(pieces[: 1 + len(strays)]).replace("+", "%2B").replace(";", "%3B")
+    pieces[0] = pieces[0].replace("+", "%2B").replace(";", "%3B")
+    try:
+        strays = stray_keys(go_url.query_of(f"{head}?{before}{'&'.join(pieces)}"))
+    except go_url.MalformedUrl:
+        return handle
+    whole = "%26".join(pieces[: 1 + len(strays)]).replace("+", "%2B")
     return f"{head}?{before}{'&'.join((whole, *pieces[1 + len(strays) :]))}"
 
 
