@@ -92,6 +92,7 @@ def test_pairs_with_semicolon_or_broken_escape_are_dropped():
         ("bi://backing?backingImageDataSourceType=download", "backingImage is missing"),
         ("bi://b?backingImage=&backingImageDataSourceType=download", "backingImage is missing"),
         ("bi://b?backingImageName=a&backingImageDataSourceType=upload", "did you mean backingIm"),
+        ("bi://b?backingImage=a#&backingImageDataSourceType=upload", "after '#' is dropped"),
         ("bi://back ing?backingImage=a&backingImageDataSourceType=download", "host contains"),
         ("bi://b:x?backingImage=a&backingImageDataSourceType=download", "port"),
         ("bi://b?backingImage=a\n&backingImageDataSourceType=download", "control character"),

@@ -40,6 +40,11 @@ def test_a_broken_file_is_explained_with_its_place_rule_and_remedy():
     assert result.stdout.endswith("1 error, 1 info; 1 can be mended with --fix\n")
 
 
+def test_findings_are_counted():
+    result = run(MANIFESTS / "7-on-demand-export-misindented.yaml")
+    assert result.stdout.endswith("6 errors; 6 can be mended with --fix\n")
+
+
 def test_fix_prints_only_the_mended_manifest_and_exits_zero():
     result = run("--fix", BROKEN)
     assert result.exit_code == 0

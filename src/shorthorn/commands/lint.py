@@ -144,7 +144,9 @@ def _summary(findings: list[Finding]) -> str:
     for finding in findings:
         counts[finding.severity] += 1
     mendable = sum(finding.mend is not None for finding in findings)
-    told = ", ".join(f"{count} {severity}" for severity, count in counts.items() if count)
+    told = ", ".join(
+        f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items() if count
+    )
     hint = f"; {mendable} can be mended with --fix" if mendable else ""
     return (told or "nothing to say") + hint
 

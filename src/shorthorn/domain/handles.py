@@ -24,6 +24,7 @@ from shorthorn.domain.handle_traps import (
     IMAGE_NAME_FORM,
     RESERVED,
     SOURCE_TYPE,
+    TrapKind,
     find_traps,
 )
 from shorthorn.domain.models import NO_MAP, SourceType
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _SHOWN_CHARS: Final = 200
 #: Parameters the documentation names, in its order; others follow sorted.
 _WRITTEN_FIRST: Final = ("url", "volume-name", "export-type")
+#: Traps that explain why a key which its writer sees in the text was not found there.
+_HIDES_KEYS: Final = {TrapKind.MISSPELT_KEY, TrapKind.UNESCAPED_HASH, TrapKind.DROPPED_PAIR}
 _WEB_URL = re.compile(r"https?://[^\s/?#]\S*", re.IGNORECASE)
 
 
@@ -189,12 +192,14 @@ def _parse_backing_image(handle: str) -> BackingImageHandle:
     values = query.first_values()
     image, source_type = values.pop(IMAGE, ""), values.pop(SOURCE_TYPE, "")
     checksum = values.pop(CHECKSUM, "")
-    warnings = tuple(trap.message for trap in find_traps(handle))
+    traps = find_traps(handle)
     for key, value in ((IMAGE, image), (SOURCE_TYPE, source_type)):
         if not value:
             form = f"bi://backing?{SOURCE_TYPE}=TYPE&{IMAGE}=NAME"
-            problem = "; ".join((f"{key} is missing", *warnings, f"write {form}"))
+            causes = [trap.message for trap in traps if trap.kind in _HIDES_KEYS]
+            problem = "; ".join((f"{key} is missing", *causes, f"write {form}"))
             raise InvalidHandle(handle, problem)
+    warnings = tuple(trap.message for trap in traps)
     return BackingImageHandle(image, source_type, checksum, values, warnings)
 
 
