@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -89,6 +91,15 @@ def test_a_snapshot_handle_is_made_or_refused():
     refused = runner.invoke(app, ["make-snap", "a/b", "s"])
     assert refused.exit_code == 1
     assert "must not be empty nor contain '/'" in refused.stderr
+
+
+def test_the_examples_of_the_docs_print_what_they_say():
+    docs = (Path(__file__).parents[2] / "docs/handles.md").read_text()
+    console = docs.partition("```console\n")[2].partition("```")[0]
+    examples = [example.partition("\n") for example in console.split("$ shorthorn handle ")[1:]]
+    assert len(examples) == 3
+    for command, _, printed in examples:
+        assert runner.invoke(app, shlex.split(command)).stdout == printed
 
 
 @pytest.mark.parametrize("command", ["parse", "make", "make-snap"])
