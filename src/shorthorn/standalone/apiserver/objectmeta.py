@@ -178,10 +178,10 @@ def _annotations(annotations: Mapping[str, str], field: str) -> Iterator[FieldEr
 
 
 def _owners(owners: list[dict[str, Any]], field: str) -> Iterator[FieldError]:
-    controllers = [owner["name"] for owner in owners if owner.get("controller")]
+    controllers = [owner.get("name") for owner in owners if owner.get("controller")]
     if len(controllers) > 1:
         yield invalid(field, controllers, "Only one reference can have Controller set to true")
     for index, owner in enumerate(owners):
         for key in ("apiVersion", "kind", "name", "uid"):
-            if not owner[key]:
+            if owner.get(key) == "":  # an absent one is missing by the schema
                 yield invalid(f"{field}[{index}].{key}", "", f"{key} must not be empty")

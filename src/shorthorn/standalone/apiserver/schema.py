@@ -13,6 +13,7 @@ from typing import Any
 from shorthorn.standalone.apiserver import objectmeta, structural
 from shorthorn.standalone.apiserver.cel_rules import ABSENT, RuleBook
 from shorthorn.standalone.apiserver.field_errors import (
+    TYPE_INVALID,
     FieldError,
     InvalidObject,
     SchemaUnsupported,
@@ -59,8 +60,8 @@ class Schema:
             raise UnknownFields(unknown)
         result: dict[str, Any] = structural.complete(obj, self._root)
         errors = self._values.errors(result)
-        if not errors:
-            errors = list(_metadata_errors(result, self._root, ""))
+        if not any(error.reason == TYPE_INVALID for error in errors):
+            errors = [*_metadata_errors(result, self._root, ""), *errors]
         if not errors:
             before = ABSENT if old is None else structural.complete(old, self._root)
             errors = self._rules.errors(result, before)

@@ -23,12 +23,14 @@ LIST_TYPES = frozenset({"atomic", "set", "map"})
 #: Everything `value_validation`, `cel_rules`, `strategic_merge` or this module evaluates,
 #: and what only documents. Any other keyword could be a rule that is silently not kept.
 _KEYWORD_NAMES = (
-    "type format properties additionalProperties items required nullable default enum pattern "
-    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems "
-    "maxItems minProperties maxProperties allOf anyOf oneOf not title description example "
-    "externalDocs x-kubernetes-preserve-unknown-fields x-kubernetes-int-or-string x-kubernetes- "
-    "embedded-resource x-kubernetes-list-type x-kubernetes-list-map-keys x-kubernetes-map-type "
-    "x-kubernetes-validations x-kubernetes-patch-merge-key x-kubernetes-patch-strategy"
+    "type format properties additionalProperties items required nullable default enum "
+    "pattern minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength "
+    "minItems maxItems minProperties maxProperties allOf anyOf oneOf not "
+    "title description example externalDocs "
+    "x-kubernetes-preserve-unknown-fields x-kubernetes-int-or-string "
+    "x-kubernetes-embedded-resource x-kubernetes-list-type x-kubernetes-list-map-keys "
+    "x-kubernetes-map-type x-kubernetes-validations "
+    "x-kubernetes-patch-merge-key x-kubernetes-patch-strategy"
 )
 KEYWORDS = frozenset(_KEYWORD_NAMES.split())
 
