@@ -1,1 +1,1 @@
-"""The gRPC edge: CSI messages in, service calls out; the one table from domain errors to gRPC codes."""
+"""The gRPC edge: CSI messages in, service calls out; one table from domain errors to codes."""

@@ -13,12 +13,14 @@ The tree::
         UnsupportedCapability  an access mode, volume mode or file system we do not offer
         ImageMismatch          a handle or StorageClass contradicts the image that exists
         VolumeModeMismatch     a partitioned or unformatted image asked for as a file system
+        InvalidPageToken       a list's continuation token that was never given out
       NotFound                 no such object
       AlreadyExists            same name, other content
       InUse                    something still uses it; nothing was started
       WrongState               not now; nothing was started
       SizeOutOfRange           the size asked for cannot be had
       NoSpace                  the pool is full; nothing is left behind
+      NoAccessiblePool         no pool where the volume may be; nothing was started
       OperationPending         another operation on the same object is running
       StillWorking             begun and not finished: ask again
       Unavailable              a part that is needed is away: ask again
@@ -66,6 +68,12 @@ class VolumeModeMismatch(InvalidArgument):
     """The volume's content cannot be used in this volume mode, whatever is tried."""
 
     reason = "VolumeModeMismatch"
+
+
+class InvalidPageToken(InvalidArgument):
+    """A list was to go on from a token that this driver did not give out."""
+
+    reason = "InvalidPageToken"
 
 
 class NotFound(DomainError):
@@ -155,6 +163,17 @@ class NoSpace(DomainError):
         self.pool = pool
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+
+
+class NoAccessiblePool(DomainError):
+    """`what` cannot be placed: `problem` says which pools there are and why none will do."""
+
+    reason = "NoAccessiblePool"
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(f"no pool for {what}: {problem}")
+        self.what = what
+        self.problem = problem
 
 
 class OperationPending(DomainError):

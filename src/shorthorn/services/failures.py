@@ -1,0 +1,84 @@
+"""Errors that travelled through an object's status, and waiting within a caller's time.
+
+Owns the way back from a recorded `reason` to the domain error it was, and the one budget that a
+request has for all its waiting. Must never decide what a failure means for a request. Called by the
+other services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from shorthorn.domain.errors import DomainError, StillWorking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shorthorn.domain.ports import Registry, T
+
+#: A look at the present state is always granted, however late it is.
+_LOOK_S = 0.2
+
+
+class Budget:
+    """The time that one request may wait in all."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._ends_at = asyncio.get_running_loop().time() + timeout_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left; never less than what one look takes."""
+        return max(_LOOK_S, self._ends_at - asyncio.get_running_loop().time())
+
+
+def recall(reason: str, message: str, default: type[DomainError]) -> DomainError:
+    """Return the error that a controller recorded: same class, same text.
+
+    Its fields other than `reason` and the text are not there. `default` is the class where `reason`
+    is not one of ours.
+    """
+    kind = next((k for k in _all_errors(DomainError) if k.reason == reason), default)
+    error = kind.__new__(kind)
+    Exception.__init__(error, message or reason)
+    return error
+
+
+def _all_errors(kind: type[DomainError]) -> Iterator[type[DomainError]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _all_errors(subclass)
+
+
+async def wait_for(
+    registry: Registry[T],
+    name: str,
+    until: Callable[[T | None], bool],
+    *,
+    budget: Budget,
+    progress: Callable[[T | None], str] = lambda _: "",
+) -> T | None:
+    """Return the object as soon as `until` holds of it.
+
+    Raises: StillWorking: not within the budget; `progress` says in words how far the object is.
+    """
+    try:
+        return await registry.wait(name, until, timeout_s=budget.left_s)
+    except TimeoutError:
+        raise StillWorking(name, progress(await registry.find(name))) from None
+
+
+async def delete_and_wait(registry: Registry[T], name: str, uid: str, *, budget: Budget) -> None:
+    """Delete an object and return when it and its data are gone.
+
+    Raises: StillWorking: deletion was asked for, and has not finished within the budget.
+    """
+    await registry.delete(name, uid=uid)
+    await wait_for(
+        registry,
+        name,
+        lambda found: found is None,
+        budget=budget,
+        progress=lambda _: "its data is being removed",
+    )
