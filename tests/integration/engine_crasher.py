@@ -2,9 +2,10 @@
 
 Started once by the crash tests; forks for every request, which costs milliseconds instead of the
 start of an interpreter. One request per line on standard input, one answer per line on standard
-output, both JSON: {"root", "scenario", "step"} and, where wanted, "with_open" (steps of opening the
-pool count, too) and "kill_after_s" → {"killed", "steps"}. Step 0 kills never. `steps` are those
-reached, in order.
+output, both JSON: {"root", "scenario", "step"} → {"killed", "steps"}, the steps reached, in order.
+Step 0 kills never. A request may also hold "with_open" (steps of opening the pool count, too),
+"kill_after_s" and "victims": `process` (the default), `group` (its whole process group) or
+`children` (it, after every process that it has started).
 """
 
 from __future__ import annotations
@@ -34,13 +35,23 @@ async def _run(request: dict[str, Any], pipe: int) -> None:
         count += 1
         os.write(pipe, step.encode() + b"\n")
         if count == request["step"]:
-            os.kill(os.getpid(), signal.SIGKILL)
+            _die(request.get("victims", "process"))
 
     engine = LocalEngine(Path(request["root"]), reached=reached)
     await engine.open()
     is_counting = True
     await SCENARIOS[request["scenario"]].operate(engine)
     await engine.close()
+
+
+def _die(victims: str) -> None:
+    if victims == "group":
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    if victims == "children":
+        for thread in Path("/proc/self/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _serve(request: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.integration.attached_volumes import EXT4, PATIENCE_S, formatted, write_succeeds
 from tests.integration.engine_scenarios import KEY, SCENARIOS, Scenario, files_of
 
+from shorthorn.domain.models import VolumeSource
 from shorthorn.engines.local import LocalEngine
 
 if TYPE_CHECKING:
@@ -180,3 +182,108 @@ async def test_an_operation_killed_at_any_time_is_made_whole(
         assert directories_left(root) == [], at
         shutil.rmtree(root)
     assert kills > 0, f"seed {seed}: every run was faster than its kill"
+
+
+#: Each of them with the file system of a mounted volume frozen.
+FROZEN_STEPS = ("frozen", "captured")
+
+
+async def mounted_source(root: Path, stack: contextlib.AsyncExitStack, target: Path) -> None:
+    """Make a pool with a volume `source` that is mounted at `target`."""
+    root.mkdir()
+    engine = LocalEngine(root)
+    await engine.open()
+    volume = await engine.create_volume("source", EXT4.size_bytes, VolumeSource())
+    await engine.close()
+    await stack.enter_async_context(formatted(volume.path, target))
+
+
+@pytest.mark.parametrize("victims", ["process", "group"])
+async def test_a_volume_thaws_by_itself_after_a_kill_at_any_step(
+    victims: str, pool_dir: Path, tmp_path: Path, crasher: Crasher
+) -> None:
+    name, live = "create a snapshot", tmp_path / "live"
+    root = pool_dir / "pool"
+    async with contextlib.AsyncExitStack() as stack:
+        await mounted_source(root, stack, live)
+        run = await crasher.run(root=str(root), scenario=name, step=0)
+        assert set(FROZEN_STEPS) < set(run["steps"])
+        for step in range(1, len(run["steps"]) + 1):
+            await discard_snapshot(root)
+            crash = await crasher.run(root=str(root), scenario=name, step=step, victims=victims)
+            assert crash["killed"], run["steps"][step - 1]
+            await write_succeeds(live)
+        await repeated(root, SCENARIOS[name])
+        await write_succeeds(live)
+
+
+async def discard_snapshot(root: Path) -> None:
+    engine = LocalEngine(root)
+    await engine.open()
+    await engine.delete_snapshot("snap")
+    await engine.close()
+
+
+@pytest.mark.parametrize("step", FROZEN_STEPS)
+async def test_opening_thaws_what_nobody_else_can(
+    step: str, pool_dir: Path, tmp_path: Path, crasher: Crasher
+) -> None:
+    name, live = "create a snapshot", tmp_path / "live"
+    root = pool_dir / "pool"
+    async with contextlib.AsyncExitStack() as stack:
+        await mounted_source(root, stack, live)
+        run = await crasher.run(root=str(root), scenario=name, step=0)
+        await discard_snapshot(root)
+        number = run["steps"].index(step) + 1
+        await crasher.run(root=str(root), scenario=name, step=number, victims="children")
+        writer = await asyncio.create_subprocess_exec("touch", live / "waited")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await writer.wait()
+
+        engine = LocalEngine(root)
+        await engine.open()
+        async with asyncio.timeout(PATIENCE_S):
+            assert await writer.wait() == 0
+        assert [snapshot.snapshot_id for snapshot in await engine.list_snapshots()] == []
+        await engine.close()
+        assert list(root.glob("staging/*/*")) == []
+
+
+@pytest.mark.parametrize("name", ["clone an image", "create a snapshot", "export"])
+async def test_an_operation_cancelled_at_any_step_leaves_nothing_that_a_retry_cannot_use(
+    name: str, pool_dir: Path
+) -> None:
+    scenario = SCENARIOS[name]
+    step, is_cancelled = 0, True
+    while is_cancelled:
+        step += 1
+        root = await prepared(pool_dir / f"step-{step}", scenario)
+        is_cancelled, reached = await cancelled_at(root, scenario, step)
+        answer = await repeated(root, scenario)
+        assert answer is not None, reached
+        assert directories_left(root) == [], reached
+        shutil.rmtree(root)
+    assert step > 3
+
+
+async def cancelled_at(root: Path, scenario: Scenario, step: int) -> tuple[bool, list[str]]:
+    """Cancel the operation at a step; tell whether it ended by that, and which steps it reached."""
+    loop = asyncio.get_running_loop()
+    steps: list[str] = []
+
+    def reached(name: str) -> None:
+        steps.append(name)
+        if len(steps) == step and task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+
+    task: asyncio.Task[object] | None = None
+    engine = LocalEngine(root, reached=reached)
+    await engine.open()
+    steps.clear()
+    task = asyncio.ensure_future(scenario.operate(engine))
+    await asyncio.wait({task})
+    await engine.close()
+    if task.cancelled():
+        assert list(root.glob("staging/*/*")) == [] or "export.json staged" in steps, steps
+    return task.cancelled(), steps
