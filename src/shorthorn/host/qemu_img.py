@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shorthorn.domain.models import ImageFormat
-from shorthorn.host.sandbox import CagedFile, Limits, caged
+from shorthorn.host.sandbox import CagedFile, Limits, SandboxUnavailable, caged
 from shorthorn.kit import process
 
 if TYPE_CHECKING:
@@ -232,8 +232,10 @@ def failure(what: str, returncode: int, stderr: str) -> Exception:
     """Return the error for a QEMU tool that ended with `returncode` and said `stderr`.
 
     A full disk is known by strerror's words, fixed by LC_ALL=C; nothing else is read in the text.
-    bwrap reports a signal as 128 + number.
+    bwrap reports a signal as 128 + number, and its own trouble under its own name.
     """
+    if stderr.startswith("bwrap: "):
+        return SandboxUnavailable(f"no sandbox for {what}: {stderr.strip()[:500]}")
     if "No space left on device" in stderr:
         return OSError(errno.ENOSPC, "No space left on device")
     if returncode in (128 + 24, -24, 128 + 9, -9):  # SIGXCPU, or SIGKILL at the hard limit

@@ -1,0 +1,218 @@
+"""Bytes that arrive in order become a sparse, hashed file that survives the end of its writer.
+
+Owns the half-made artifact while it grows: three lanes that run beside the network. One writes
+(zero runs stay holes), one computes the SHA-512 of what is written, one makes it durable and then
+says how far it is. Must never say that a byte is durable before it is, and never hold more than a
+few blocks in memory. Called by `images.download`.
+
+The hash lane reads what was written from the page cache. After a restart it begins at the first
+byte, which is on disk, while the network goes on behind it; so neither ever waits for the other,
+and no state of a hash needs to be kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from shorthorn.kit.threads import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+#: One write, and one look for zeros. Large enough to stay contiguous and to make a thread's switch
+#: (some 50 µs) cheap; the queue of them bounds our memory.
+BLOCK_BYTES = 2 << 20
+_QUEUED_BLOCKS = 4
+_PAGE_BYTES = 4096
+#: Shorter runs of zeros are written: a hole costs two extents, 40 µs in every clone ever made.
+HOLE_MIN_BYTES = 64 << 10
+#: What a kill can cost at most, in bytes and in seconds of a slow line.
+CHECKPOINT_BYTES = 64 << 20
+CHECKPOINT_INTERVAL_S = 5.0
+
+_ZERO_PAGE = bytes(_PAGE_BYTES)
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+
+
+class StagedWriter:
+    """Writes one file from `offset` on. `async with` it; leaving without `finish` abandons the
+    rest.
+
+    `position` counts all bytes taken, durable or not. After an error of the disk (ENOSPC, say) the
+    next call raises it.
+    """
+
+    def __init__(
+        self, path: Path, offset_bytes: int, on_durable: Callable[[int], Awaitable[None]]
+    ) -> None:
+        self.position = offset_bytes
+        self._path = path
+        self._on_durable = on_durable
+        self._block = bytearray()
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_BLOCKS)
+        self._written = offset_bytes
+        self._durable = offset_bytes
+        self._hashed = 0
+        self._sha512 = hashlib.sha512()
+        self._progressed = asyncio.Event()
+        self._ended = False
+        self._error: BaseException | None = None
+        self._lanes: list[asyncio.Task[None]] = []
+        self._descriptor = -1
+
+    @property
+    def hashed_bytes(self) -> int:
+        """How far the hash is; it may lag behind `position`, after a restart above all."""
+        return self._hashed
+
+    async def __aenter__(self) -> StagedWriter:
+        """Open or make the file, cut to the offset (what lies beyond was never known durable)."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o600)
+        try:
+            await in_thread(os.ftruncate, self._descriptor, self.position)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        for lane in (self._write_lane, self._hash_lane, self._durable_lane):
+            self._lanes.append(asyncio.create_task(self._guard(lane), name=lane.__name__))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop the lanes and close; not before their threads are done with the file."""
+        for lane in self._lanes:
+            lane.cancel()
+        cancelled: asyncio.CancelledError | None = None
+        while not all(lane.done() for lane in self._lanes):
+            try:
+                await asyncio.wait(self._lanes)
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        os.close(self._descriptor)
+        if cancelled is not None:
+            raise cancelled
+
+    async def write(self, data: bytes) -> None:
+        """Take the next bytes; waits while the disk is behind. Raises: OSError of earlier bytes."""
+        self._raise_error()
+        self.position += len(data)
+        self._block += data
+        while len(self._block) >= BLOCK_BYTES:
+            await self._queue.put(bytes(self._block[:BLOCK_BYTES]))
+            del self._block[:BLOCK_BYTES]
+
+    async def finish(self) -> str:
+        """Make everything durable; return the SHA-512 of the whole file, lower-case hex.
+
+        Raises: OSError. State: the file is complete, synced, and exactly `position` bytes long.
+        """
+        if self._block:
+            await self._queue.put(bytes(self._block))
+            self._block.clear()
+        await self._queue.put(None)
+        await asyncio.gather(*self._lanes)
+        self._raise_error()
+        return self._sha512.hexdigest()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _guard(self, lane: Callable[[], Awaitable[None]]) -> None:
+        """Run a lane; keep its first error for the caller and let the others come to their end."""
+        try:
+            await lane()
+        except Exception as exc:
+            self._error = self._error or exc
+            self._ended = True
+            self._progressed.set()
+            if lane == self._write_lane:
+                while await self._queue.get() is not None:
+                    pass
+
+    async def _write_lane(self) -> None:
+        while (block := await self._queue.get()) is not None:
+            await in_thread(_write_sparse, self._descriptor, block, self._written)
+            self._written += len(block)
+            self._progressed.set()
+        self._ended = True
+        self._progressed.set()
+
+    async def _hash_lane(self) -> None:
+        while True:
+            while self._hashed < self._written:
+                length = min(BLOCK_BYTES, self._written - self._hashed)
+                await in_thread(self._hash_range, self._hashed, length)
+                self._hashed += length
+            if self._ended:
+                return
+            await self._wait_for_progress()
+
+    def _hash_range(self, offset: int, length: int) -> None:
+        while length:
+            data = os.pread(self._descriptor, length, offset)
+            if not data:
+                raise OSError(errno.EIO, "the file was cut while it was written", str(self._path))
+            self._sha512.update(data)
+            offset += len(data)
+            length -= len(data)
+
+    async def _durable_lane(self) -> None:
+        due = time.monotonic() + CHECKPOINT_INTERVAL_S
+        while not self._ended:
+            await self._wait_for_progress()
+            pending = self._written - self._durable
+            if pending >= CHECKPOINT_BYTES or (pending and time.monotonic() >= due):
+                await self._checkpoint()
+                due = time.monotonic() + CHECKPOINT_INTERVAL_S
+        if self._error is None:
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        """Sync, then report: what is said to be durable was written before the sync began."""
+        written = self._written
+        await in_thread(os.fdatasync, self._descriptor)
+        self._durable = written
+        await self._on_durable(written)
+
+    async def _wait_for_progress(self) -> None:
+        """Sleep until something was written or ended; also wakes up when a checkpoint is due."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECKPOINT_INTERVAL_S):
+                await self._progressed.wait()
+        self._progressed.clear()
+
+
+def _write_sparse(descriptor: int, block: bytes, offset: int) -> None:
+    """Append a block at `offset`, the end of the file, leaving out long runs of zero pages."""
+    view = memoryview(block)
+    done = 0
+    for start, end in _runs_of_data(block):
+        done = start
+        while done < end:
+            done += os.pwrite(descriptor, view[done:end], offset + done)
+    if done < len(block):
+        os.ftruncate(descriptor, offset + len(block))
+
+
+def _runs_of_data(block: bytes) -> list[tuple[int, int]]:
+    """Return [start, end) of what to write: pages with data, and the short gaps between them."""
+    runs: list[tuple[int, int]] = []
+    if block == (_ZERO_BLOCK if len(block) == BLOCK_BYTES else bytes(len(block))):
+        return runs
+    for start in range(0, len(block), _PAGE_BYTES):
+        page = block[start : start + _PAGE_BYTES]
+        if page == (_ZERO_PAGE if len(page) == _PAGE_BYTES else bytes(len(page))):
+            continue
+        if runs and start - runs[-1][1] < HOLE_MIN_BYTES:
+            runs[-1] = (runs[-1][0], start + len(page))
+        else:
+            runs.append((start, start + len(page)))
+    return runs
