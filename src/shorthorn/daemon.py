@@ -32,7 +32,7 @@ from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
 from shorthorn.host.pool_file import ensure_pool
 from shorthorn.images.checksum import Sha512Checksummer
-from shorthorn.images.fetcher import DownloadFetcher
+from shorthorn.images.fetcher import WebImageFetcher
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kube import resources
 from shorthorn.kube.claims import KubeClaimDirectory
@@ -198,7 +198,7 @@ class Daemon:
         reconciler = ImageCopyReconciler(
             registries.copies,
             engine,
-            DownloadFetcher(),
+            WebImageFetcher(str(self.pool_dir)),
             Sha512Checksummer(),
             locks,
             controller.enqueue,

@@ -39,16 +39,20 @@ _STOP_TIMEOUT_S = 30.0
 _NEXT_STEPS = """\
 Shorthorn is up.
 
-  export KUBECONFIG={kubeconfig}
-  kubectl get storageclass,pvc,volumesnapshot        # plain kubectl, nothing else needed
-  kubectl apply -f examples/                         # a claim, a snapshot class, a snapshot, a
-  restore kubectl get backingimages -n {namespace}
-  shorthorn mount test-restore-pvc /mnt --data-dir {data_dir}
-  shorthorn down --data-dir {data_dir}               # stops the service; volumes and images stay
-
   pool        {pool}
   CSI socket  {socket}
   API server  {url}
+
+Try next, with plain kubectl:
+
+  export KUBECONFIG={kubeconfig}
+  kubectl get storageclass
+  kubectl apply -f examples/claim.yaml        # a claim; see examples/ for snapshots and restores
+  kubectl get pvc,volumesnapshot
+  kubectl get backingimages -n {namespace}
+
+  shorthorn mount CLAIM DIR --data-dir {data_dir}
+  shorthorn down --data-dir {data_dir}        # stops the service; volumes stay as they are
 """
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightkube import AsyncClient
-from lightkube.generic_resource import create_global_resource
 
 from shorthorn.domain import errors
 from shorthorn.kube.client import domain_errors
+from shorthorn.kube.generic import resource_class
 from shorthorn.kube.informer import as_mapping
 
-_PV = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
+_PV = resource_class("v1", "PersistentVolume", "persistentvolumes", is_namespaced=False)
 
 
 class KubeClaimDirectory:

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from lightkube.generic_resource import create_namespaced_resource
-
 from shorthorn.domain import models
 from shorthorn.kube import codec
+from shorthorn.kube.generic import resource_class
 
 
 class Stored(Protocol):
@@ -54,8 +53,7 @@ class Kind(Generic[Domain]):
     @property
     def resource(self) -> Any:
         """The lightkube class of the custom resource."""
-        group, _, version = self.api_version.partition("/")
-        return create_namespaced_resource(group, version, self.name, self.plural)
+        return resource_class(self.api_version, self.name, self.plural, is_namespaced=True)
 
     def to_object(self, value: Domain) -> dict[str, Any]:
         """Return the whole custom resource: metadata, spec and status."""

@@ -11,28 +11,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightkube import AsyncClient
-from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import PatchType
 
 from shorthorn.domain import errors
 from shorthorn.kube.client import domain_errors
+from shorthorn.kube.generic import resource_class
 from shorthorn.kube.informer import Informer, as_mapping
 
 Object = dict[str, Any]
 """One Kubernetes object as JSON."""
 
-_SNAPSHOT_GROUP = "snapshot.storage.k8s.io"
+_SNAPSHOT_API = "snapshot.storage.k8s.io/v1"
 
-PVC = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
-PV = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
-EVENT = create_namespaced_resource("", "v1", "Event", "events")
-STORAGE_CLASS = create_global_resource("storage.k8s.io", "v1", "StorageClass", "storageclasses")
-SNAPSHOT = create_namespaced_resource(_SNAPSHOT_GROUP, "v1", "VolumeSnapshot", "volumesnapshots")
-SNAPSHOT_CONTENT = create_global_resource(
-    _SNAPSHOT_GROUP, "v1", "VolumeSnapshotContent", "volumesnapshotcontents"
+PVC = resource_class("v1", "PersistentVolumeClaim", "persistentvolumeclaims", is_namespaced=True)
+PV = resource_class("v1", "PersistentVolume", "persistentvolumes", is_namespaced=False)
+EVENT = resource_class("v1", "Event", "events", is_namespaced=True)
+STORAGE_CLASS = resource_class(
+    "storage.k8s.io/v1", "StorageClass", "storageclasses", is_namespaced=False
 )
-SNAPSHOT_CLASS = create_global_resource(
-    _SNAPSHOT_GROUP, "v1", "VolumeSnapshotClass", "volumesnapshotclasses"
+SNAPSHOT = resource_class(_SNAPSHOT_API, "VolumeSnapshot", "volumesnapshots", is_namespaced=True)
+SNAPSHOT_CONTENT = resource_class(
+    _SNAPSHOT_API, "VolumeSnapshotContent", "volumesnapshotcontents", is_namespaced=False
+)
+SNAPSHOT_CLASS = resource_class(
+    _SNAPSHOT_API, "VolumeSnapshotClass", "volumesnapshotclasses", is_namespaced=False
 )
 
 
