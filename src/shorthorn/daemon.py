@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ from shorthorn.controllers.image_copies import ImageCopyReconciler
 from shorthorn.controllers.pools import PoolReporter
 from shorthorn.controllers.volumes import SnapshotReconciler, VolumeReconciler
 from shorthorn.csi.server import CsiServer
+from shorthorn.domain.errors import DomainError
 from shorthorn.domain.models import BackingImage, ImageCopy, Pool, PoolSpec, Snapshot, Volume
 from shorthorn.domain.ports import Engine, Registry
 from shorthorn.engines.local import LocalEngine
+from shorthorn.host.errors import HostError
 from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
 from shorthorn.host.pool_file import ensure_pool
 from shorthorn.images.checksum import Sha512Checksummer
 from shorthorn.images.fetcher import WebImageFetcher
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
+from shorthorn.kit.process import CommandFailed, CommandMissing
 from shorthorn.kube import resources
 from shorthorn.kube.claims import KubeClaimDirectory
 from shorthorn.kube.client import connect
@@ -43,10 +47,13 @@ from shorthorn.services.node import NodeService
 from shorthorn.services.snapshots import SnapshotService
 from shorthorn.services.volumes import VolumeService
 from shorthorn.settings import Settings
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
+from shorthorn.standalone.apiserver.credentials import Tls, ensure_tls, ensure_token
+from shorthorn.standalone.apiserver.kinds import KindInvalid, load_default_kinds
 from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
+from shorthorn.standalone.apiserver.listening import ListenRefused
+from shorthorn.standalone.apiserver.schema import SchemaUnsupported
 from shorthorn.standalone.apiserver.server import ApiServer
+from shorthorn.standalone.apiserver.store import StoreRefused
 from shorthorn.standalone.csi_client import CsiClient
 from shorthorn.standalone.defaults import ensure_defaults
 from shorthorn.standalone.roles import Roles
@@ -55,6 +62,23 @@ log = logging.getLogger(__name__)
 
 _DRAIN_S = 10.0
 """How long running operations may go on at stop; what is cut off is resumed at the next start."""
+
+
+class StartFailed(Exception):
+    """The service cannot start; the message says why and what to do."""
+
+
+_START_ERRORS = (
+    DomainError,
+    HostError,
+    CommandFailed,
+    CommandMissing,
+    KindInvalid,
+    ListenRefused,
+    OSError,
+    SchemaUnsupported,
+    StoreRefused,
+)
 
 
 class Registries:
@@ -93,6 +117,9 @@ class Daemon:
     async def __aenter__(self) -> Daemon:
         try:
             await self._start()
+        except _START_ERRORS as exc:
+            await self._stop()
+            raise StartFailed(str(exc)) from exc
         except BaseException:
             await self._stop()
             raise
@@ -140,17 +167,34 @@ class Daemon:
         settings = self._settings
         token = ensure_token(settings.token_file)
         tls = ensure_tls(settings.data_dir / "apiserver.pem")
-        server = ApiServer(
-            database=settings.database,
-            listen=f"{settings.listen_host}:{settings.listen_port}",
-            token=token,
-            kinds=load_default_kinds(),
-            tls=tls,
-        )
-        await server.start()
+        server = await self._listening(token, tls)
         self._stack.push_async_callback(server.stop)
         self.url = server.url
         write_kubeconfig(settings.kubeconfig, url=server.url, token=token, authority=tls.authority)
+
+    async def _listening(self, token: str, tls: Tls) -> ApiServer:
+        """Return the started API server; where any port will do, on the last one if it is free.
+
+        A `kubectl get -w` and a copied kubeconfig then outlive a restart.
+        """
+        settings = self._settings
+        kinds = load_default_kinds()
+
+        async def serve(port: int) -> ApiServer:
+            listen = f"{settings.listen_host}:{port}"
+            server = ApiServer(
+                database=settings.database, listen=listen, token=token, kinds=kinds, tls=tls
+            )
+            await server.start()
+            return server
+
+        last = settings.listen_port or _last_port(settings.kubeconfig)
+        try:
+            return await serve(last)
+        except ListenRefused:
+            if settings.listen_port:
+                raise
+            return await serve(0)
 
     async def _start_controllers(
         self, registries: Registries, engine: Engine, locks: KeyedLocks[str]
@@ -258,6 +302,15 @@ class Daemon:
             return
         exc = task.exception() or RuntimeError(f"{task.get_name()} ended by itself")
         self.failed.set_exception(exc)
+
+
+def _last_port(kubeconfig: Path) -> int:
+    """Return the port that the kubeconfig of an earlier start names, 0 where there is none."""
+    try:
+        found = re.search(r"https://[^/\"]*:(\d+)", kubeconfig.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 async def _follow(registry: Registry[Any], changed: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -85,14 +85,7 @@ def up(
         _start_in_background(settings, sys.argv[1:])
         return
     _log_to_stderr(verbose=verbose)
-    try:
-        asyncio.run(_serve(settings))
-    except StartFailed as exc:
-        _refuse(str(exc))
-
-
-class StartFailed(Exception):
-    """The service cannot start; the message says why and what to do."""
+    asyncio.run(_serve(settings))
 
 
 def _settings(data_dir: Path, pool_size: str, listen: str) -> Settings:
@@ -119,20 +112,29 @@ def _log_to_stderr(*, verbose: bool) -> None:
 
 async def _serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, or until a part of the daemon fails."""
-    from shorthorn.daemon import Daemon  # the heavy half of the imports: only who serves pays
+    # The heavy half of the imports: only who serves pays.
+    from shorthorn.daemon import Daemon, StartFailed
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Daemon(settings) as daemon:
-        typer.echo(next_steps(settings, pool=daemon.pool_dir, url=daemon.url))
-        sys.stdout.flush()
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({stopping, daemon.failed}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if daemon.failed.done():
-            daemon.failed.result()
+    try:
+        async with Daemon(settings) as daemon:
+            typer.echo(next_steps(settings, pool=daemon.pool_dir, url=daemon.url))
+            sys.stdout.flush()
+            await _until(stop, daemon.failed)
+    except StartFailed as exc:
+        _refuse(str(exc))
+
+
+async def _until(stop: asyncio.Event, failed: asyncio.Future[None]) -> None:
+    """Return when told to stop; raise when a part of the daemon failed."""
+    stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({stopping, failed}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if failed.done():
+        failed.result()
 
 
 def next_steps(settings: Settings, *, pool: Path, url: str) -> str:
