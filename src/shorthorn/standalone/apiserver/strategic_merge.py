@@ -74,7 +74,8 @@ def _retain(current: dict[str, Any], patch: dict[str, Any]) -> None:
     kept = patch.pop(_RETAIN, None)
     if kept is None:
         return
-    if not isinstance(kept, list) or not set(patch) <= set(kept):
+    fields = [key for key in patch if not _is_directive(key)]
+    if not isinstance(kept, list) or not all(key in kept for key in fields):
         raise PatchError(f"{_RETAIN} must list every field of the patch")
     for key in [key for key in current if key not in kept]:
         del current[key]
