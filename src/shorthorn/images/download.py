@@ -130,7 +130,11 @@ class _Transfer:
             await write_journal(self._request.staging, DownloadJournal(self._request.url))
         async with StagedWriter(self._path, offset_bytes, self._on_durable) as writer:
             head = _Head(self._promised, skip=offset_bytes > 0)
-            await self._fill(session, writer, head)
+            try:
+                await self._fill(session, writer, head)
+            except SourceTroubled:
+                await writer.suspend()
+                raise
             head.judge()
             checksum = await self._finish(writer)
         self._journal = _changed(self._journal, durable_bytes=writer.position, checksum=checksum)

@@ -113,13 +113,26 @@ class StagedWriter:
 
         Raises: OSError. State: the file is complete, synced, and exactly `position` bytes long.
         """
+        await self._end_input()
+        await asyncio.gather(*self._lanes)
+        self._raise_error()
+        return self._sha512.hexdigest()
+
+    async def suspend(self) -> None:
+        """Make everything durable that was taken so far, without waiting for the hash.
+
+        Raises: OSError.
+        """
+        await self._end_input()
+        writing, _, syncing = self._lanes
+        await asyncio.gather(writing, syncing)
+        self._raise_error()
+
+    async def _end_input(self) -> None:
         if self._block:
             await self._queue.put(bytes(self._block))
             self._block.clear()
         await self._queue.put(None)
-        await asyncio.gather(*self._lanes)
-        self._raise_error()
-        return self._sha512.hexdigest()
 
     def _raise_error(self) -> None:
         if self._error is not None:
