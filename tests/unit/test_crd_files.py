@@ -19,7 +19,7 @@ FILES = sorted(
         *(PACKAGE / "standalone/apiserver/builtin").glob("*.yaml"),
     ]
 )
-MANIFESTS = Path(__file__).parent / "data/manifests"
+MANIFESTS = Path(__file__).parents[2] / "src/shorthorn/demo/page"
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from shorthorn.lint.handle_rules import mend_handle
 #: A shared machine may stall for longer than Hypothesis allows one example.
 unhurried = settings(deadline=None)
 ROOT = Path(__file__).parents[2]
-MANIFESTS = sorted((Path(__file__).parent / "data/manifests").iterdir())
+MANIFESTS = sorted((Path(__file__).parents[2] / "src/shorthorn/demo/page").iterdir())
 SHA = "0123456789abcdef" * 8
 CLASS = """
     apiVersion: snapshot.storage.k8s.io/v1

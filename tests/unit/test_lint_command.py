@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from shorthorn.commands import lint
 
-MANIFESTS = Path(__file__).parent / "data/manifests"
+MANIFESTS = Path(__file__).parents[2] / "src/shorthorn/demo/page"
 BROKEN = MANIFESTS / "6-on-demand-download-misindented.yaml"
 SOUND = MANIFESTS / "2-snapshot.yaml"
 

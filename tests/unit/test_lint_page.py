@@ -1,6 +1,7 @@
 """The documented manifests, byte for byte: sound ones pass, broken ones are mended.
 
-data/manifests holds every YAML block of the page on VolumeSnapshots and backing images, in order.
+src/shorthorn/demo/page holds every YAML block of the page on VolumeSnapshots and backing images,
+in order; the main job applies the same files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import yaml
 
 from shorthorn.lint import Finding, Rule, check, mend
 
-MANIFESTS = Path(__file__).parent / "data/manifests"
+MANIFESTS = Path(__file__).parents[2] / "src/shorthorn/demo/page"
 SNAPSHOT = "snapshot.storage.k8s.io/v1"
 SHA = (
     "bd79ab9e6d45abf4f3f0adf552a868074dd235c4698ce7258d521160e0ad79ff"
