@@ -1,7 +1,8 @@
 """What every engine promises, as tests: the obligations of `domain.ports.Engine`.
 
 A test module subclasses `EngineSuite` and gives it a fixture `engine` (open) and a fixture
-`reopen`, which makes another engine of the same pool, opened, as a new process would. Data is
+`reopen`, which closes the engine there is and opens another one of the same pool, as the next
+process would. Data is
 written and read through the paths in records, which every engine of this host has.
 """
 
@@ -234,7 +235,8 @@ class VolumeObligations:
         await engine.create_volume("v", MIB, BLANK)
         begun = await engine.record_format("v", FormatState.FORMATTING, "ext4")
         assert (begun.format_state, begun.fs_type) == (FormatState.FORMATTING, "ext4")
-        assert await (await reopen()).find_volume("v") == begun
+        engine = await reopen()
+        assert await engine.find_volume("v") == begun
         done = await engine.record_format("v", FormatState.FORMATTED, "ext4")
         assert await engine.record_format("v", FormatState.FORMATTED, "ext4") == done
         with pytest.raises(WrongState):
@@ -333,7 +335,8 @@ class SnapshotObligations:
         first = await engine.create_snapshot("s", "v")
         write(path, b"now!")
         assert await engine.create_snapshot("s", "v") == first
-        assert await (await reopen()).create_snapshot("s", "v") == first
+        engine = await reopen()
+        assert await engine.create_snapshot("s", "v") == first
         assert await engine.find_snapshot("s") == first
         assert await engine.list_snapshots() == [first]
         assert read(first.path, 4) == b"then"
@@ -475,7 +478,8 @@ class ImageObligations:
         recorded = await engine.record_checksum(KEY, "ab" * 64)
         assert recorded == replace(image, checksum="ab" * 64)
         assert await engine.record_checksum(KEY, "ab" * 64) == recorded
-        assert await (await reopen()).find_image(KEY) == recorded
+        engine = await reopen()
+        assert await engine.find_image(KEY) == recorded
         with pytest.raises(Corrupt):
             await engine.record_checksum(KEY, "cd" * 64)
 
@@ -526,7 +530,8 @@ class EngineSuite(VolumeObligations, SnapshotObligations, ImageObligations):
     async def test_it_says_who_it_is(self, engine: Engine, reopen: Reopen) -> None:
         assert engine.name
         assert engine.clone_method in {"reflink", "copy"}
-        assert (await reopen()).pool_uuid == engine.pool_uuid
+        pool_uuid = engine.pool_uuid
+        assert (await reopen()).pool_uuid == pool_uuid
 
 
 def settle(path: str) -> None:

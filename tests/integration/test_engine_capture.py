@@ -302,3 +302,4 @@ async def test_a_pool_without_reflinks_refuses_to_tear_a_volume_in_use(
         await write_succeeds(live)
     await engine.create_snapshot("s", "v")
     assert list(ext4_dir.glob("staging/*/*")) == []
+    await engine.close()

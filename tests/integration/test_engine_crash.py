@@ -25,6 +25,7 @@ from tests.integration.engine_scenarios import KEY, SCENARIOS, Scenario, files_o
 
 from shorthorn.domain.models import VolumeSource
 from shorthorn.engines.local import LocalEngine
+from shorthorn.host.locks import LOCK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,9 @@ async def repeated(root: Path, scenario: Scenario) -> object:
 
 def contents(root: Path) -> dict[str, object]:
     """Describe every file of a pool by what matters of it."""
-    return {str(path.relative_to(root)): _content(path) for path in files_of(root)}
+    owned = root / LOCK_NAME
+    found = (path for path in files_of(root) if path != owned)
+    return {str(path.relative_to(root)): _content(path) for path in found}
 
 
 def _content(path: Path) -> object:

@@ -73,10 +73,6 @@ class Layout:
         return self.root / "pool.json"
 
     @property
-    def lock(self) -> Path:
-        return self.root / "lock"
-
-    @property
     def volumes(self) -> Path:
         return self.root / "volumes"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shorthorn.domain.errors import Unavailable
+from shorthorn.domain.errors import InUse, NotFound, Unavailable
 from shorthorn.domain.models import PoolUsage
 from shorthorn.engines.exports import Exports
 from shorthorn.engines.failures import translated
@@ -20,6 +20,7 @@ from shorthorn.engines.images import Images
 from shorthorn.engines.pool import open_pool
 from shorthorn.engines.snapshots import Snapshots
 from shorthorn.engines.volumes import Volumes
+from shorthorn.host.locks import DirectoryLock, DirectoryOwned
 from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
@@ -56,12 +57,20 @@ class _Parts:
 class LocalEngine:
     """`ports.Engine` on the directory `root`; see there for what each method promises.
 
-    Args: reached: told of every durable step, in order, possibly on another thread. For tests that
-        end the process at one of them.
+    Args: owner: who we are, for a second process that wants the pool.
+        reached: told of every durable step, in order, possibly on another thread; for tests that
+            end the process at one of them.
     """
 
-    def __init__(self, root: Path, *, reached: StepObserver = lambda step: None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        owner: str = "shorthorn",
+        reached: StepObserver = lambda step: None,
+    ) -> None:
         self._root = root
+        self._lock = DirectoryLock(root, owner=owner)
         self._reached = reached
         self._opened: _Parts | None = None
 
@@ -84,12 +93,29 @@ class LocalEngine:
         return self._parts.pool.uuid
 
     async def open(self) -> None:
-        """See ports.Engine. The caller holds the lock of the pool: sweeping is for its one owner.
+        """See ports.Engine. Owns the pool from here on until `close`.
 
-        Raises: NotFound: no such directory. WrongState: a newer version's pool. Corrupt.
+        Raises: NotFound: no such directory. InUse: another process owns it, which is named.
+            WrongState: a newer version's pool. Corrupt.
         """
+        if not self._root.is_dir():
+            raise NotFound("pool", str(self._root))
         async with translated(self._root, "pool", str(self._root)):
-            self._opened = _Parts(await open_pool(self._root, self._reached))
+            # Before the thaw and the sweep: both would hurt an owner who is at work.
+            await self._acquire()
+            try:
+                self._opened = _Parts(await open_pool(self._root, self._reached))
+            except BaseException:
+                self._lock.release()
+                raise
+
+    async def _acquire(self) -> None:
+        try:
+            await in_thread(self._lock.acquire)
+        except DirectoryOwned as exc:
+            owner = exc.owner
+            by = f"{owner.name} (process {owner.pid})" if owner else "a process that is starting"
+            raise InUse("pool", str(self._root), by) from exc
 
     async def usage(self) -> PoolUsage:
         async with translated(self._root, "pool", str(self._root)):
@@ -181,4 +207,7 @@ class LocalEngine:
         return await self._parts.images.measure(key)
 
     async def close(self) -> None:
-        self._opened = None
+        """See ports.Engine. May be called again, and when it was never open."""
+        if self._opened is not None:
+            self._opened = None
+            self._lock.release()

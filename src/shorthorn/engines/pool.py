@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shorthorn.domain.errors import Corrupt, NotFound
+from shorthorn.domain.errors import Corrupt
 from shorthorn.engines import records
 from shorthorn.engines.capture import COPY, REFLINK, Capture, Cloner, mount_points
 from shorthorn.engines.layout import VOLUME_DATA, Layout
@@ -40,12 +40,10 @@ class OpenPool:
 
 
 async def open_pool(root: Path, reached: StepObserver) -> OpenPool:
-    """Thaw, check the version, make what a new pool lacks, sweep.
+    """Thaw, check the version, make what a new pool lacks, sweep. The caller owns the directory.
 
-    Raises: NotFound: no directory `root`. WrongState: a newer version's pool. Corrupt.
+    Raises: WrongState: a newer version's pool. Corrupt.
     """
-    if not root.is_dir():
-        raise NotFound("pool", str(root))
     layout = Layout(root)
     # Before anything that could wait for a frozen file system, or for its writers.
     await _thaw_volumes(layout)
@@ -72,9 +70,9 @@ async def _ensure_pool_record(layout: Layout, staging: Staging) -> str:
                     f"{layout.record.name} is missing, but {directory.name}/ is not empty",
                 )
         found = records.PoolJson(pool_uuid=str(uuid.uuid4()))
-        layout.staging.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        staging.make_directories()
         await staging.replace_record(layout.record, found)
-    layout.staging.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+    staging.make_directories()
     return found.pool_uuid
 
 

@@ -41,6 +41,13 @@ class Staging:
         self.reached = reached
         self._locks: KeyedLocks[str] = KeyedLocks()
 
+    def make_directories(self) -> None:
+        """Make what every operation finds in place: on a full disk, deleting must need nothing."""
+        layout = self._layout
+        staged = (layout.staged(place) for place in (layout.volumes, layout.snapshots))
+        for path in (layout.staging, layout.trash, layout.staged_records, *staged):
+            path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+
     async def begin(self, committed: Path) -> Path:
         """Return a new, empty directory in which `committed` may be built; older remains go."""
         await self.discard(committed)
@@ -73,7 +80,6 @@ class Staging:
     async def replace_record(self, path: Path, content: Stored) -> None:
         """Replace the JSON file of a committed object, durably; nothing else appears beside it."""
         fresh = self._layout.staged_records / f"{secrets.token_hex(8)}.json"
-        fresh.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
         await files.write_json_atomic(fresh, plain(content))
         self.reached(f"new {path.name} staged")
         await in_thread(fresh.replace, path)
@@ -113,7 +119,6 @@ class Staging:
         async with self._parents_stay(committed):
             is_there = path.exists()
             if is_there:
-                discarded.parent.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
                 await files.commit_rename(path, discarded)
                 self.reached("moved to the trash")
             self._remove_empty_parents(committed)
@@ -134,6 +139,7 @@ class Staging:
                 await files.remove_tree(directory)
         for parent in (self._layout.staged_images, self._layout.images):
             await in_thread(_remove_empty, parent)
+        self.make_directories()
 
     @contextlib.asynccontextmanager
     async def _parents_stay(self, committed: Path) -> AsyncIterator[None]:

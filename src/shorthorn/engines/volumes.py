@@ -33,7 +33,9 @@ from shorthorn.engines.catalogue import Catalogue
 from shorthorn.engines.failures import cleaned_up, translated
 from shorthorn.engines.layout import (
     IMAGE_BASE,
+    IMAGE_RECORD,
     SNAPSHOT_DATA,
+    SNAPSHOT_RECORD,
     VOLUME_DATA,
     VOLUME_RECORD,
     is_name,
@@ -114,20 +116,26 @@ class Volumes:
     def _origin(self, source: VolumeSource, capacity_bytes: int) -> Path | None:
         """Return the file to clone, None for a blank volume. Raises NotFound, SizeOutOfRange."""
         layout = self._pool.layout
+        shape: type[records.Stored]
         if source.is_blank:
             return None
         if source.image:
             kind, name = "image", f"{source.image} ({source.image_uuid})"
-            key = ImageKey(source.image, source.image_uuid)
-            origin = layout.image(key) / IMAGE_BASE
+            directory = layout.image(ImageKey(source.image, source.image_uuid))
+            record_name, shape, data_name = IMAGE_RECORD, records.ImageJson, IMAGE_BASE
         elif source.snapshot:
             kind, name = "snapshot", source.snapshot
-            origin = layout.snapshot(name) / SNAPSHOT_DATA
+            directory = layout.snapshot(name)
+            record_name, shape, data_name = SNAPSHOT_RECORD, records.SnapshotJson, SNAPSHOT_DATA
         else:
             kind, name = "volume", source.volume
-            origin = layout.volume(name) / VOLUME_DATA
-        if not origin.exists():
+            directory = layout.volume(name)
+            record_name, shape, data_name = VOLUME_RECORD, records.VolumeJson, VOLUME_DATA
+        origin = directory / data_name
+        if records.read(directory / record_name, shape) is None:
             raise NotFound(kind, name)
+        if not origin.exists():
+            raise Corrupt(kind, name, f"{data_name} is missing")
         origin_bytes = origin.stat().st_size
         if origin_bytes > capacity_bytes:
             raise SizeOutOfRange(f"{kind} {name}", capacity_bytes, minimum_bytes=origin_bytes)
