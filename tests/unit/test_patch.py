@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from shorthorn.standalone.apiserver.patch import (
     PatchError,
     apply_json_patch,
     apply_merge_patch,
+    apply_strategic_merge_patch,
 )
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=4)
@@ -267,3 +269,29 @@ def test_applying_a_patch_twice_is_applying_it_once(document: Any, patch: Any) -
 @given(document=OBJECTS)
 def test_an_empty_patch_changes_nothing(document: Any) -> None:
     assert canonical(apply_merge_patch(document, {})) == canonical(document)
+
+
+# ---- Depth --------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("depth", [100, 5000])
+def test_a_patch_that_is_nested_too_deeply_is_refused(depth: int) -> None:
+    patch = nested(depth)
+    attempts: list[Callable[[], Any]] = [
+        lambda: apply_merge_patch({}, patch),
+        lambda: apply_json_patch({}, [{"op": "add", "path": "", "value": patch}]),
+        lambda: apply_strategic_merge_patch({}, patch, None),
+    ]
+    for attempt in attempts:
+        if depth == 100:
+            assert attempt() == patch
+        else:
+            with pytest.raises(PatchError, match="nested too deeply"):
+                attempt()

@@ -479,7 +479,18 @@ def test_a_schema_may_narrow_names() -> None:
     ]
 
 
-# ---- Whatever comes -----------------------------------------------------------------------------
+# ---- Depth, and whatever comes ------------------------------------------------------------------
+
+
+def test_an_object_that_is_nested_too_deeply_is_refused() -> None:
+    schema = spec_schema(free={"x-kubernetes-preserve-unknown-fields": True})
+    value: Any = 1
+    for _ in range(5000):
+        value = [value]
+    assert messages(schema, {"metadata": META, "spec": {"free": value}}) == [
+        'Invalid value: "object": nested too deeply'
+    ]
+
 
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),

@@ -9,10 +9,11 @@ Source: RFC 6902 (JSON Patch), RFC 6901 (JSON Pointer), RFC 7386 (JSON Merge Pat
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from shorthorn.standalone.apiserver import strategic_merge
@@ -32,6 +33,15 @@ OPERATIONS_MAX = 10_000
 COPIED_BYTES_MAX = 3 * 1024 * 1024
 
 
+@contextlib.contextmanager
+def _bounded_depth() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as exc:
+        raise PatchError("the patch or its document is nested too deeply") from exc
+
+
+@_bounded_depth()
 def apply_json_patch(document: Any, operations: list[Any]) -> Any:
     """Apply the operations of RFC 6902 in order; all of them or none.
 
@@ -52,19 +62,16 @@ def apply_json_patch(document: Any, operations: list[Any]) -> Any:
     return result
 
 
+@_bounded_depth()
 def apply_merge_patch(document: Any, patch: Any) -> Any:
-    """Apply RFC 7386: objects merge, null removes, anything else replaces."""
-    if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
-    result = copy.deepcopy(document) if isinstance(document, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = apply_merge_patch(result.get(key), value)
-    return result
+    """Apply RFC 7386: objects merge, null removes, anything else replaces.
+
+    Raises: PatchError: nested too deeply; nothing else can be wrong with a merge patch.
+    """
+    return _merge(document, patch)
 
 
+@_bounded_depth()
 def apply_strategic_merge_patch(document: Any, patch: Any, schema: Mapping[str, Any] | None) -> Any:
     """Apply what kubectl sends for kinds it knows: lists merge by the keys in `schema`.
 
@@ -74,6 +81,18 @@ def apply_strategic_merge_patch(document: Any, patch: Any, schema: Mapping[str, 
     if not isinstance(document, dict) or not isinstance(patch, dict):
         raise PatchError("a strategic merge patch and its document are objects")
     return strategic_merge.apply(document, patch, schema)
+
+
+def _merge(document: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return copy.deepcopy(patch)
+    result = copy.deepcopy(document) if isinstance(document, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merge(result.get(key), value)
+    return result
 
 
 def _count_copied(document: Any, operation: Any, before_bytes: int) -> int:

@@ -19,6 +19,8 @@ from shorthorn.standalone.apiserver.field_errors import (
     SchemaUnsupported,
     UnknownFields,
     child,
+    invalid,
+    type_name,
 )
 from shorthorn.standalone.apiserver.structural import Node
 from shorthorn.standalone.apiserver.value_validation import ValueValidator
@@ -56,6 +58,12 @@ class Schema:
                 types, values and metadata are right, as they rely on them.
         State:  neither argument is changed; may be called from any thread.
         """
+        try:
+            return self._admit(obj, old)
+        except RecursionError as exc:
+            raise InvalidObject([invalid("", type_name(obj), "nested too deeply")]) from exc
+
+    def _admit(self, obj: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
         if unknown := list(structural.unknown_fields(obj, self._root)):
             raise UnknownFields(unknown)
         result: dict[str, Any] = structural.complete(obj, self._root)
