@@ -204,15 +204,17 @@ class StagedWriter:
 
 
 def _write_sparse(descriptor: int, block: bytes, offset: int) -> None:
-    """Append a block at `offset`, the end of the file, leaving out long runs of zero pages."""
+    """Append a block at `offset`, the end of the file, leaving out long runs of zero pages.
+
+    The file is made longer first: for writes behind the end, XFS allocates ahead, and what lies in
+    a hole then stays allocated.
+    """
+    os.ftruncate(descriptor, offset + len(block))
     view = memoryview(block)
-    done = 0
     for start, end in _runs_of_data(block):
         done = start
         while done < end:
             done += os.pwrite(descriptor, view[done:end], offset + done)
-    if done < len(block):
-        os.ftruncate(descriptor, offset + len(block))
 
 
 def _runs_of_data(block: bytes) -> list[tuple[int, int]]:
