@@ -123,15 +123,16 @@ class Registry:
                 f"the API version in the data ({body['apiVersion']}) does not match the expected "
                 f"API version ({expected})"
             )
-        problem = meta.find_malformed(body.get("metadata", {}))
+        # `metadata:` with nothing below it is null; what follows is the schema's to judge.
+        metadata = body.get("metadata") if body.get("metadata") is not None else {}
+        problem = meta.find_malformed(metadata)
         if problem is not None:
             raise status.bad_request(
                 f'{kind.kind} in version "{write.version}" cannot be handled as a {kind.kind}: '
                 f"{problem}"
             )
-        obj = copy.deepcopy(dict(body))
+        obj = copy.deepcopy({**body, "metadata": metadata})
         obj["apiVersion"], obj["kind"] = kind.api_version(), kind.kind
-        obj.setdefault("metadata", {})
         name = obj["metadata"].get("name")
         if write.name and name and name != write.name:
             raise status.bad_request(
