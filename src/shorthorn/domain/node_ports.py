@@ -128,8 +128,16 @@ class NodeStorage(Protocol):
     async def list_mounts(self, device: str) -> Sequence[MountPoint]:
         """Return every place where the device's file system or its node is mounted."""
 
+    async def grow_unmounted(self, device: str, fs_type: str) -> None:
+        """Let a file system that is not mounted fill its device, if it is of a kind that should
+        grow then; already so is success. Raises Corrupt, WrongState.
+        """
+
     async def grow(self, mount: MountPoint) -> None:
-        """Let a mounted file system fill its device; already so is success."""
+        """Let a mounted file system fill its device; already so is success.
+
+        Raises WrongState: it can grow only while it is not mounted.
+        """
 
     async def usage(self, target: str) -> FileSystemUsage: ...
 

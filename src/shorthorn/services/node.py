@@ -12,6 +12,7 @@ there to target paths.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -167,7 +168,9 @@ class NodeService:
             await self._stage_file_system(record, request)
         mount = await self._find_staged(record, request.staging_path)
         if mount and not mount.is_block and not mount.is_read_only:
-            await self._storage.grow(mount)
+            # What can grow only unmounted has done so, or has to wait for its next mount.
+            with contextlib.suppress(WrongState):
+                await self._storage.grow(mount)
 
     async def _stage_block(self, record: VolumeRecord, request: StageRequest) -> None:
         device = await self._storage.attach(record.path)
@@ -183,6 +186,7 @@ class NodeService:
             self._engine, self._storage, record, device, capability.file_system
         )
         if not capability.is_read_only:
+            await self._storage.grow_unmounted(device, fs_type)
             await self._mount(device, request, fs_type)
             return
         await self._storage.set_writable(device, writable=False)

@@ -6,6 +6,7 @@ Owns the decision which type a request or a handle means, and all of type snap; 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from shorthorn.domain.handles import (
     BackingImageHandle,
     SnapshotHandle,
     find_backing_image,
+    find_scheme,
     parse,
 )
 from shorthorn.domain.models import (
@@ -109,7 +111,9 @@ class SnapshotService:
         if image:
             await self._images.delete(image, timeout_s=timeout_s)
             return
-        parsed = _parse_or_none(handle)
+        parsed: BackingImageHandle | SnapshotHandle | None = None
+        with contextlib.suppress(InvalidArgument):
+            parsed = parse(handle)
         if isinstance(parsed, SnapshotHandle):
             await self._delete(parsed, Budget(timeout_s))
 
@@ -248,7 +252,7 @@ def _parse_or_none(handle: str) -> BackingImageHandle | SnapshotHandle | None:
 
     A `bi://` handle that lacks something is no such id: its error is worth telling.
     """
-    if handle.startswith("bi://"):
+    if find_scheme(handle) == "bi":
         return parse(handle)
     try:
         return parse(handle)
