@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from shorthorn.standalone.apiserver import discovery, requests, status
 from shorthorn.standalone.apiserver.openapi import OpenApi
+from shorthorn.standalone.apiserver.openapi_v2 import openapi_v2
 from shorthorn.standalone.apiserver.store import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -98,20 +99,20 @@ class App:
         return None
 
     def _openapi_document(self, path: str) -> Response:
+        document: bytes | None = None
+        media_type = "application/json"
         match path.strip("/").split("/")[1:]:
             case ["v2"]:
-                return Response(b"", media_type="application/octet-stream")
+                document, media_type = openapi_v2(self._kinds), "application/octet-stream"
             case ["v3"]:
-                return Response(self._openapi.index(), media_type="application/json")
+                document = self._openapi.index()
             case ["v3", "api", version]:
                 document = self._openapi.document("", version)
             case ["v3", "apis", group, version]:
                 document = self._openapi.document(group, version)
-            case _:
-                document = None
         if document is None:
             raise status.no_such_resource()
-        return Response(document, media_type="application/json")
+        return Response(document, media_type=media_type)
 
 
 def _json(document: dict[str, Any], code: int = 200) -> Response:

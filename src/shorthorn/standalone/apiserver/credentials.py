@@ -54,7 +54,7 @@ def ensure_token(path: Path) -> str:
 
 
 def ensure_tls(path: Path) -> Tls:
-    """Return the certificate in `path`; made anew when it is missing, unusable or nearly expired."""
+    """Return the certificate in `path`; made anew when missing, unusable or nearly expired."""
     try:
         text = path.read_text(encoding="ascii")
     except FileNotFoundError:

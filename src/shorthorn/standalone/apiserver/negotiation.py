@@ -20,6 +20,7 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCHES = frozenset({"application/apply-patch+yaml", "application/apply-patch+cbor"})
+_PROTOBUF = "application/vnd.kubernetes.protobuf"
 _YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 
 
@@ -74,6 +75,11 @@ def decode_body(body: bytes, content_type: str) -> Any:
     media_type = media_type_of(content_type)
     if media_type in _YAML_TYPES:
         return _decode_yaml(body)
+    if media_type == _PROTOBUF:
+        raise status.unsupported_media_type(
+            "this API server does not read protobuf, only application/json and application/yaml; "
+            "for kubectl create, add: --dry-run=client -o yaml | kubectl apply -f -"
+        )
     if media_type not in ("", "application/json"):
         raise status.unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: "
@@ -109,9 +115,21 @@ def _decode_yaml(body: bytes) -> Any:
         for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
     }
     try:
-        return yaml.load(body, Loader=JsonLoader)
-    except (yaml.YAMLError, RecursionError) as exc:
+        return _with_string_keys(yaml.load(body, Loader=JsonLoader))
+    except (yaml.YAMLError, RecursionError, TypeError) as exc:
         raise status.bad_request(f"error parsing YAML: {exc}") from exc
+
+
+def _with_string_keys(value: Any) -> Any:
+    """Make keys strings as kubectl does: YAML reads `on:` and `1:` as something else."""
+    if isinstance(value, list):
+        return [_with_string_keys(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key if isinstance(key, str) else msgspec.json.encode(key).decode(): _with_string_keys(item)
+        for key, item in value.items()
+    }
 
 
 def unsupported_patch(media_type: str, accepted: tuple[str, ...]) -> status.StatusError:

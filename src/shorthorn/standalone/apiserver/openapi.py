@@ -1,9 +1,7 @@
-"""OpenAPI: what kubectl wants to know before it trusts the server to validate.
+"""OpenAPI v3: what kubectl wants to know before it trusts the server to validate.
 
 Owns /openapi/v3, made from the kinds' schemas on request, so that `kubectl explain` works and
-`kubectl apply` finds server-side field validation and dry run announced. /openapi/v2 is an empty
-protobuf document: kubectl reads it as "no kinds known" and skips its own validation. Called by
-`app`.
+`kubectl apply` finds server-side field validation and dry run announced. Called by `app`.
 Source: client-go `openapi3`, kubectl `pkg/util/openapi`, `pkg/explain/v2`.
 """
 
