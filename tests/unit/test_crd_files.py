@@ -470,7 +470,6 @@ def test_what_is_immutable_cannot_be_changed(
     ("kind", "changes"),
     [
         ("PersistentVolumeClaim", {"spec__resources__requests__storage": "5.5Gi"}),
-        ("PersistentVolumeClaim", {"spec__resources__requests__storage": 5 << 30}),
         ("PersistentVolumeClaim", {"spec__volumeAttributesClassName": "gold"}),
         ("PersistentVolume", {"spec__claimRef": None, "spec__capacity__storage": "6Gi"}),
         ("PersistentVolume", {"spec__persistentVolumeReclaimPolicy": "Delete"}),
@@ -484,6 +483,14 @@ def test_what_may_change_can_be_changed(kind: str, changes: dict[str, Any]) -> N
     old = schema(kind).admit(VALID[kind])
     changed = edited(old, **changes)
     assert schema(kind).admit(changed, old) == changed
+
+
+def test_quantities_are_stored_as_text() -> None:
+    number = edited(CLAIM, spec__resources__requests__storage=5 << 30)
+    admitted = schema("PersistentVolumeClaim").admit(number)
+    assert admitted["spec"]["resources"]["requests"] == {"storage": "5368709120"}
+    old = schema("PersistentVolumeClaim").admit(CLAIM)
+    assert schema("PersistentVolumeClaim").admit(number, old) == admitted
 
 
 def test_a_pending_claim_cannot_grow_but_gets_its_volume_and_class_once() -> None:

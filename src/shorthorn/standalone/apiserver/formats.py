@@ -3,6 +3,8 @@
 Owns one predicate per format. A schema with another format is refused at start, so that no
 format is silently unchecked. Called by `value_validation`.
 
+`quantity` marks what Go reads as a resource.Quantity; a pattern beside it says how it looks.
+
 Source: k8s.io/kube-openapi/pkg/validation/strfmt; RFC 3339 for times.
 """
 
@@ -59,6 +61,7 @@ _STRINGS: Mapping[str, Callable[[str], object]] = {
     "cidr": ipaddress.ip_interface,
     "uri": _is_uri,
     "password": _always,
+    "quantity": _always,
 }
 _INTEGER_BITS: Mapping[str, int] = {"int32": 32, "int64": 64}
 _UNBOUNDED = frozenset({"float", "double"})

@@ -152,7 +152,8 @@ def unknown_fields(value: Any, node: Node, path: str = "") -> Iterator[str]:
 def complete(value: Any, node: Node) -> Any:
     """Copy a value; drop nulls where none may be, then fill in defaults, all the way down.
 
-    A null in a field that is not nullable counts as absent, so it gets the default.
+    A null in a field that is not nullable counts as absent, so it gets the default. A quantity
+    that is a number becomes text, as Kubernetes stores quantities.
     Defaults are not applied to what they would have to create: an absent object without
     a default of its own stays absent.
     """
@@ -160,6 +161,8 @@ def complete(value: Any, node: Node) -> Any:
         return _complete_object(value, node)
     if isinstance(value, list):
         return [complete(each, node.items) if node.items else copy.deepcopy(each) for each in value]
+    if node.format == "quantity" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     return value
 
 
