@@ -192,6 +192,23 @@ async def test_a_full_pool_is_told_and_nothing_is_left(tmp_path: Path) -> None:
         await process.run(["umount", staging], timeout_s=10)
 
 
+async def test_a_disk_that_the_pool_cannot_hold_in_one_file_is_rejected(
+    ext4_dir: Path, tmp_path: Path
+) -> None:
+    """ext4 ends at 16 TiB."""
+    image = tmp_path / "image"
+    await process.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", image, "20T"],
+        timeout_s=30,
+    )
+    with (
+        serve(image.read_bytes()) as server,
+        pytest.raises(ImageRejected, match="larger than a file of the pool can be"),
+    ):
+        await _fetch(ext4_dir, server.url)
+    assert list(ext4_dir.iterdir()) == []
+
+
 async def test_a_host_without_a_sandbox_is_not_ready_and_the_image_not_to_blame(
     xfs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

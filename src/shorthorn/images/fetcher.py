@@ -122,9 +122,11 @@ def _translated(image: str, pool_name: str, staging: Path) -> Iterator[None]:
     except (SandboxUnavailable, CommandMissing) as exc:
         raise Unavailable("the sandbox for disk images", str(exc)) from exc
     except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _no_space(pool_name, staging) from exc
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_space(pool_name, staging) from exc
+        if exc.errno == errno.EFBIG:
+            raise ImageRejected(image, "its disk is larger than a file of the pool can be") from exc
+        raise
 
 
 def _no_space(pool_name: str, staging: Path) -> NoSpace:
