@@ -17,6 +17,9 @@ _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B?)", re.IGNORECASE)
 DRIVER_NAME = "driver.longhorn.io"
 """The CSI driver name of the manifests that we serve: Longhorn's."""
 
+DEFAULT_DATA_DIR = Path("/var/lib/shorthorn")
+"""Where a host keeps it unless told otherwise."""
+
 DEFAULT_NAMESPACE = "longhorn-system"
 """Where our objects live; Longhorn's namespace."""
 

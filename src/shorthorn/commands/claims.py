@@ -17,7 +17,7 @@ import typer
 
 from shorthorn.commands.service import DataDir
 from shorthorn.domain import errors
-from shorthorn.settings import Settings
+from shorthorn.settings import DEFAULT_DATA_DIR, Settings
 
 Claim = Annotated[
     str,
@@ -31,7 +31,7 @@ Timeout = Annotated[
 def mount(
     claim: Claim,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where; made if missing.")],
-    data_dir: DataDir,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
     read_only: Annotated[bool, typer.Option("--read-only", "-r", help="Refuse writes.")] = False,
     timeout_s: Timeout = 60.0,
 ) -> None:
@@ -51,7 +51,7 @@ def umount(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="What `mount` was given, or `path` printed.")
     ],
-    data_dir: DataDir,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Undo `shorthorn mount` or `shorthorn path`."""
     from shorthorn.standalone.attachments import Attachments
@@ -62,7 +62,7 @@ def umount(
     _run(data_dir, work)
 
 
-def path(claim: Claim, data_dir: DataDir, timeout_s: Timeout = 60.0) -> None:
+def path(claim: Claim, data_dir: DataDir = DEFAULT_DATA_DIR, timeout_s: Timeout = 60.0) -> None:
     """Attach a claim with volumeMode: Block and print its device, for a VM or a database.
 
     Undo it with `shorthorn umount` on the printed path.

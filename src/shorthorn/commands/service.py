@@ -18,16 +18,22 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from shorthorn.settings import DEFAULT_NAMESPACE, Settings, parse_listen, parse_size
+from shorthorn.settings import (
+    DEFAULT_DATA_DIR,
+    DEFAULT_NAMESPACE,
+    Settings,
+    parse_listen,
+    parse_size,
+)
 
 DataDir = Annotated[
     Path,
     typer.Option(
         "--data-dir",
+        envvar="SHORTHORN_DATA_DIR",
         help="Directory for everything: kubeconfig, csi.sock, the pool.",
         file_okay=False,
         resolve_path=True,
-        show_default=False,
     ),
 ]
 
@@ -57,7 +63,7 @@ Try next, with plain kubectl:
 
 
 def up(
-    data_dir: DataDir,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
     pool_size: Annotated[
         str,
         typer.Option(
@@ -180,7 +186,7 @@ def _start_in_background(settings: Settings, arguments: list[str]) -> None:
 
 
 def down(
-    data_dir: DataDir,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
     release: Annotated[
         bool,
         typer.Option(
