@@ -26,7 +26,7 @@ async def test_equal_requests_at_the_same_time_are_one_operation() -> None:
     go_on.set()
 
     assert await asyncio.gather(*callers) == [1] * 10
-    assert operations.keys == ()
+    assert not operations.keys
     assert await operations.run("v1", "create", work) == 2  # nothing is remembered
 
 
@@ -78,7 +78,7 @@ async def test_an_error_reaches_every_caller_and_frees_the_key() -> None:
     results = await asyncio.gather(*callers, return_exceptions=True)
 
     assert [type(result) for result in results] == [LookupError] * 3
-    assert operations.keys == ()
+    assert not operations.keys
 
 
 async def test_an_error_that_nobody_waits_for_makes_no_noise() -> None:
@@ -119,7 +119,7 @@ async def test_draining_waits_then_cancels_and_refuses_what_is_new() -> None:
     assert await operations.drain(timeout_s=0.5) == ("endless",)
 
     assert quick_done
-    assert operations.keys == ()
+    assert not operations.keys
     assert await operations.drain(timeout_s=0.5) == ()
     with pytest.raises(Unavailable, match="shutting down"):
         await operations.run("new", "create", quick)

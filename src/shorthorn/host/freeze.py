@@ -55,7 +55,8 @@ async def frozen(mount_points: Iterable[Path], *, timeout_s: float) -> AsyncIter
     """Hold the file systems at `mount_points` frozen while the body runs.
 
     Two mount points of one file system count once. Dirty data is written before the freeze, so that
-    writers wait as briefly as possible; the rest costs what became dirty since then.
+    writers wait as briefly as possible; the rest costs what became dirty since then, and three RCU
+    grace periods in the kernel (measured on 6.18, 2 processors: 40 ms to freeze, of 60 ms in all).
 
     Args: timeout_s: longest time that writers are held up; then the holder thaws by itself.
     Raises: FreezeFailed: nothing is frozen, the body did not run. FreezeExpired: the body ran, but
