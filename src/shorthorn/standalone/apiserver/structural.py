@@ -129,8 +129,8 @@ def _demand_structural(openapi: Mapping[str, Any], path: str) -> None:
     if openapi.get("properties") and "additionalProperties" in openapi:
         raise SchemaUnsupported(f"{where}: properties and additionalProperties exclude each other")
     list_type = openapi.get("x-kubernetes-list-type", "atomic")
-    if list_type not in LIST_TYPES:
-        raise SchemaUnsupported(f"{where}: unknown list type {list_type!r}")
+    if list_type not in LIST_TYPES or ("x-kubernetes-list-type" in openapi and kind != "array"):
+        raise SchemaUnsupported(f"{where}: list type {list_type!r} of {kind or 'any value'}")
     if (list_type == "map") != bool(openapi.get("x-kubernetes-list-map-keys")):
         raise SchemaUnsupported(f"{where}: list type map and list-map-keys belong together")
 

@@ -17,7 +17,7 @@ from jsonschema.validators import Draft202012Validator, extend
 
 from shorthorn.standalone.apiserver import field_errors, formats
 from shorthorn.standalone.apiserver.field_errors import FieldError, SchemaUnsupported
-from shorthorn.standalone.apiserver.structural import KEYWORDS, Node
+from shorthorn.standalone.apiserver.structural import Node
 
 #: Keywords that JSON Schema and OpenAPI v3 share with one meaning.
 _SHARED = [
@@ -34,6 +34,15 @@ _SHARED = [
     "required",
     "enum",
 ]
+#: All that a condition may say; elsewhere also what declares fields.
+_CONDITION_KEYWORDS = frozenset(
+    [
+        *_SHARED,
+        *("format", "pattern", "exclusiveMinimum", "exclusiveMaximum"),
+        *("allOf", "anyOf", "oneOf", "not", "properties", "additionalProperties", "items"),
+        *("description", "title"),
+    ]
+)
 #: Stands for the field's path in the details below.
 _FIELD = "\0"
 _COMBINED = ("allOf", "anyOf", "oneOf")
@@ -127,7 +136,9 @@ def _assertions(raw: Mapping[str, Any]) -> dict[str, Any]:
         compile_pattern(raw["pattern"])
         result["pattern"] = raw["pattern"]
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        if raw.get(exclusive) and bound in raw:
+        if exclusive in raw and (not isinstance(raw[exclusive], bool) or bound not in raw):
+            raise SchemaUnsupported(f"{exclusive} must be true or false, beside a {bound}")
+        if raw.get(exclusive):
             result[exclusive] = result.pop(bound)
     for keyword in _COMBINED:
         if keyword in raw:
@@ -138,9 +149,9 @@ def _assertions(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _condition(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema inside allOf, anyOf, oneOf or not: it asserts, but declares no fields."""
-    if unknown := sorted(set(raw) - KEYWORDS):
-        raise SchemaUnsupported(f"keywords {unknown} cannot be evaluated")
+    """A schema inside allOf, anyOf, oneOf or not: it asserts, but declares and defaults nothing."""
+    if unknown := sorted(set(raw) - _CONDITION_KEYWORDS):
+        raise SchemaUnsupported(f"keywords {unknown} have no effect inside a condition")
     result = _assertions(raw)
     if "properties" in raw:
         result["properties"] = {key: _condition(each) for key, each in raw["properties"].items()}
