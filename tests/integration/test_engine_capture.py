@@ -252,6 +252,20 @@ async def test_a_volume_whose_device_is_open_is_not_deleted(engine: LocalEngine)
         assert await engine.find_volume("v") == volume
 
 
+async def test_a_private_copy_that_is_mounted_keeps_its_volume(
+    engine: LocalEngine, tmp_path: Path
+) -> None:
+    volume = await engine.create_volume("v", EXT4.size_bytes, BLANK)
+    private = Path(volume.path).with_name("read-only.raw")
+    private.write_bytes(bytes(EXT4.size_bytes))
+    async with formatted(private, tmp_path / "live") as live:
+        with pytest.raises(InUse, match=str(live)):
+            await engine.delete_volume("v")
+        assert Path(volume.path).exists()
+    await engine.delete_volume("v")
+    assert not private.exists()
+
+
 async def test_deleting_detaches_an_idle_device(engine: LocalEngine) -> None:
     volume = await engine.create_volume("v", MIB, BLANK)
     async with attached(volume.path) as device:

@@ -154,6 +154,24 @@ async def test_an_operation_killed_at_any_step_is_made_whole(
         shutil.rmtree(root)
 
 
+@pytest.mark.parametrize("name", ["commit a download", "finish an export to qcow2"])
+async def test_a_commit_that_was_begun_is_ended_by_the_next_start(
+    name: str, pool_dir: Path, crasher: Crasher
+) -> None:
+    scenario = SCENARIOS[name]
+    straight = await prepared(pool_dir / "straight", scenario)
+    steps = (await crasher.run(root=str(straight), scenario=name, step=0))["steps"]
+    for step in range(steps.index("image.json staged") + 1, len(steps) + 1):
+        root = await prepared(pool_dir / f"step-{step}", scenario)
+        await crasher.run(root=str(root), scenario=name, step=step)
+        engine = LocalEngine(root)
+        await engine.open()
+        assert await engine.find_image(KEY) is not None, steps[step - 1]
+        assert engine.list_staging() == []
+        await engine.close()
+        assert contents(root) == contents(straight), steps[step - 1]
+
+
 def begun_moment(root: Path) -> str | None:
     """Return the point in time that a journal holds: one that may have been answered."""
     journal = root / "staging" / "images" / KEY.name / KEY.uuid / "export.json"

@@ -8,10 +8,11 @@ and `engines.exports`.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shorthorn.domain.errors import Corrupt, NotFound
+from shorthorn.domain.errors import Corrupt, DomainError, NotFound
 from shorthorn.engines import records
 from shorthorn.engines.catalogue import Catalogue
 from shorthorn.engines.extent_budget import keep_within_budget
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from shorthorn.domain.models import FileUsage, ImageKey, ImageRecord
     from shorthorn.engines.pool import OpenPool
+
+_logger = logging.getLogger(__name__)
 
 _KEPT = frozenset({IMAGE_ARTIFACT, IMAGE_BASE, IMAGE_RECORD})
 
@@ -89,6 +92,20 @@ class Images:
                 staging.reached(f"{entry.name} removed")
         await staging.commit(directory)
         return content.record(directory)
+
+    async def finish_commits(self) -> None:
+        """Commit, at a start, what only lacks the rename: the journal may be gone already.
+
+        What cannot be committed now (a full pool, a newer version's record) stays as it is.
+        """
+        for key in self._pool.staging.list_images():
+            try:
+                record = self.find_staged(key)
+                if record is not None:
+                    async with translated(self._pool.root, "image", key.name):
+                        await self.commit(record)
+            except DomainError as exc:
+                _logger.warning("image %s (%s) is not committed: %s", key.name, key.uuid, exc)
 
     def find_staged(self, key: ImageKey) -> ImageRecord | None:
         """Return the record of an image that only lacks its commit, or None."""

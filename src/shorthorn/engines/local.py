@@ -104,10 +104,12 @@ class LocalEngine:
             # Before the thaw and the sweep: both would hurt an owner who is at work.
             await self._acquire()
             try:
-                self._opened = _Parts(await open_pool(self._root, self._reached))
+                parts = _Parts(await open_pool(self._root, self._reached))
+                await parts.images.finish_commits()
             except BaseException:
                 self._lock.release()
                 raise
+            self._opened = parts
 
     async def _acquire(self) -> None:
         try:

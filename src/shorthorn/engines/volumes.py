@@ -196,12 +196,12 @@ class Volumes:
         if not is_name(volume_id):
             return
         directory = self._pool.layout.volume(volume_id)
-        data = directory / VOLUME_DATA
         async with translated(self._pool.root, "volume", volume_id):
             await in_thread(self._catalogue.refuse_newer, directory)
-            if data.exists():
+            # Beside the volume there may be a private copy that a read-only mount needed.
+            for data in sorted(directory.glob("*.raw")):
                 await self._detach(volume_id, data)
-                self._pool.staging.reached("loop device detached")
+                self._pool.staging.reached(f"{data.name} detached")
             await self._pool.staging.discard(directory)
             await self._pool.staging.remove(directory)
 
