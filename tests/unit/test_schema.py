@@ -253,6 +253,23 @@ def test_a_null_member_of_a_list_is_a_wrong_type() -> None:
             "(oneOf)",
         ),
         (
+            {
+                "type": "object",
+                "additionalProperties": {"type": "array", "items": STRING},
+                "anyOf": [
+                    {"additionalProperties": {"minItems": 2}},
+                    {"additionalProperties": {"items": {"pattern": "^a$"}}},
+                ],
+            },
+            {"k": ["b"]},
+            'spec.x: Invalid value: "object": "spec.x" must validate at least one schema (anyOf)',
+        ),
+        (
+            {"type": "number", "format": "double", "multipleOf": 2},
+            3.5,
+            "spec.x: Invalid value: 3.5: spec.x in body should be a multiple of 2",
+        ),
+        (
             {"type": "string", "not": {"enum": ["a"]}},
             "a",
             'spec.x: Invalid value: "a": "spec.x" must not validate the schema (not)',
