@@ -33,7 +33,7 @@ MIB = 1 << 20
 BLANK = VolumeSource()
 KEY = ImageKey("golden", "u")
 FROM_IMAGE = VolumeSource(image=KEY.name, image_uuid=KEY.uuid)
-CAPACITY = 512 * MIB
+CAPACITY = 160 * MIB
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def ignore(progress: Progress) -> None:
 
 
 def fill_contiguous(path: Path) -> None:
-    """Write 128 MiB in one piece."""
+    """Write 64 MiB in one piece."""
     with path.open("r+b") as file:
-        for _ in range(16):
+        for _ in range(8):
             file.write(os.urandom(8 * MIB))
         os.fsync(file.fileno())
 
