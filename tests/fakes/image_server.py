@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(content: bytes, *behaviours: Behaviour, name: str = "disk.img") -> Iterator[Served]:
-    """Serve `content` at the yielded URL until the block ends."""
+def serve(
+    content: bytes,
+    *behaviours: Behaviour,
+    name: str = "disk.img",
+    tls: tuple[Path, Path] | None = None,
+) -> Iterator[Served]:
+    """Serve `content` at the yielded URL until the block ends; `tls`: certificate and key."""
     served = Served("", content, list(behaviours) or [Behaviour()])
 
     class Handler(_Handler):
@@ -73,7 +80,11 @@ def serve(content: bytes, *behaviours: Behaviour, name: str = "disk.img") -> Ite
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    served.url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    served.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}/{name}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -227,6 +228,67 @@ async def test_a_redirect_to_where_no_image_can_be_is_refused(
         pytest.raises(SourceRefused, match=words),
     ):
         await _get(server.url, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    directory = tmp_path_factory.mktemp("tls")
+    certificate, key = directory / "certificate", directory / "key"
+    options = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x"
+    )
+    subprocess.run(
+        ["openssl", *options.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
+        + ["-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+async def _get_trusting(certificate: Path, url: str, staging: Path) -> str:
+    """Download in a process that trusts `certificate`; return what it says."""
+    script = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from shorthorn.images.download import DownloadRequest, download\n"
+        "from shorthorn.images.http_source import SourceRefused\n"
+        "try:\n"
+        "    request = DownloadRequest(sys.argv[1], Path(sys.argv[2]))\n"
+        "    print(asyncio.run(download(request, lambda progress: None)).checksum)\n"
+        "except SourceRefused as exc:\n"
+        "    print(exc.problem)\n"
+    )
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, url, str(staging)),
+        env=os.environ | {"SSL_CERT_FILE": str(certificate)},
+        stdout=subprocess.PIPE,
+    )
+    said, _ = await asyncio.wait_for(child.communicate(), 30)
+    return said.decode().strip()
+
+
+async def test_https_is_verified_and_works(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    with serve(CONTENT, tls=certificate) as server:
+        assert await _get_trusting(certificate[0], server.url, tmp_path) == SHA512
+        with pytest.raises(SourceRefused, match="certificate"):
+            await _get(server.url + "?again", tmp_path)
+
+
+async def test_https_never_leads_to_http_but_http_may_lead_to_https(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    with serve(CONTENT, tls=certificate) as secure:
+        up = Behaviour(status=302, extra_headers={"Location": secure.url})
+        with serve(b"", up) as plain:
+            assert await _get_trusting(certificate[0], plain.url, tmp_path) == SHA512
+    with serve(CONTENT) as plain:
+        down = Behaviour(status=302, extra_headers={"Location": plain.url})
+        with serve(b"", down, tls=certificate) as secure:
+            said = await _get_trusting(certificate[0], secure.url, tmp_path)
+    assert "redirects from https to http, which is refused" in said
+    assert plain.requests == []
 
 
 async def test_a_line_that_goes_silent_is_noticed_and_taken_up_again(
