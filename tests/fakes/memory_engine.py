@@ -56,9 +56,17 @@ class MemoryEngine:
         self.faults: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.calls: list[tuple[str, str]] = []
+        self._called = asyncio.Condition()
+
+    async def entered(self, method: str, what: str) -> None:
+        """Return as soon as that call was begun."""
+        async with self._called, asyncio.timeout(10):
+            await self._called.wait_for(lambda: (method, what) in self.calls)
 
     async def _enter(self, method: str, what: str) -> None:
-        self.calls.append((method, what))
+        async with self._called:
+            self.calls.append((method, what))
+            self._called.notify_all()
         await asyncio.sleep(0)
         if method in self.gates:
             await self.gates[method].wait()

@@ -42,7 +42,10 @@ def name_of(kind: type[errors.DomainError]) -> str:
     return kind.__name__
 
 
-@pytest.mark.parametrize("kind", sorted(all_errors(), key=name_of), ids=name_of)
+KINDS: list[type[errors.DomainError]] = sorted(all_errors(), key=name_of)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_every_error_is_mapped_and_documented(kind: type[errors.DomainError]) -> None:
     documented = {row[0]: row for row in ROW.findall(DOCS)}
     code = code_of(raised(kind), "DeleteVolume")

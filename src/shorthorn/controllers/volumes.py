@@ -97,15 +97,21 @@ class VolumeReconciler:
 
     async def _attempt(self, volume: Volume, work: Callable[[], Awaitable[None]]) -> None:
         """Do `work`; a final error becomes the volume's status, others also show there and are
-        tried again.
+        tried again. A volume that is ready stays so, whatever its expansion or deletion met.
         """
+        is_ready = volume.status.state is VolumeState.READY
         try:
             await work()
         except Exception as exc:
-            if is_final(exc) and not volume.meta.deleting:
+            if is_final(exc) and not volume.meta.deleting and not is_ready:
                 await self._fail(volume, reason_of(exc), str(exc))
                 return
-            status = dataclasses.replace(volume.status, reason=reason_of(exc), message=str(exc))
+            status = dataclasses.replace(
+                volume.status,
+                reason=reason_of(exc),
+                message=str(exc),
+                observed_generation=volume.meta.generation,
+            )
             if status != volume.status:
                 await self._report(volume, status)
             raise
