@@ -109,6 +109,7 @@ class ApiServer:
             self._hub.start_at(self._store.resource_version_now())
             self._store.on_commit = self._hub.publish
             await self._store.write(self._ensure_namespaces)
+            await self._store.write(self._collect_orphans)
             listener = open_socket(self._address)
         except BaseException:
             await self._store.close()
@@ -148,6 +149,7 @@ class ApiServer:
             loop="none",
             log_config=None,
             access_log=False,
+            log_level="warning",
             server_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_GRACE_S,
@@ -171,6 +173,11 @@ class ApiServer:
             if tx.find(kind.resource, "", name) is None:
                 write = Write(kind, kind.storage_version, "")
                 self._registry.create(tx, write, {"metadata": {"name": name}})
+
+    def _collect_orphans(self, tx: Transaction) -> None:
+        """Do the follow-ups that a crash may have cut off."""
+        for uid in tx.list_orphans():
+            self._registry.deletion.collect_if_orphaned(tx, uid)
 
     async def _sweep_events(self) -> None:
         """Delete old Events, as a cluster does; they would otherwise grow for ever."""

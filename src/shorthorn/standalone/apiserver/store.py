@@ -158,6 +158,14 @@ class Transaction:
         )
         return [Row(*row) for row in self._db.execute(sql, (uid,))]
 
+    def list_orphans(self) -> list[str]:
+        """Return the uids of objects that name an owner which is not there."""
+        sql = (
+            "SELECT DISTINCT dependent_uid FROM owners "
+            "WHERE owner_uid NOT IN (SELECT uid FROM objects)"
+        )
+        return [uid for (uid,) in self._db.execute(sql)]
+
     def put(self, resource: str, obj: dict[str, Any], previous: Row | None) -> Row:
         """Insert or replace an object; gives it the next resource version (in `obj` too)."""
         metadata = obj["metadata"]
