@@ -236,11 +236,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     directory = tmp_path_factory.mktemp("tls")
     certificate, key = directory / "certificate", directory / "key"
     options = (
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x"
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x "
+        "-addext subjectAltName=IP:127.0.0.1"
     )
     subprocess.run(
-        ["openssl", *options.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
-        + ["-keyout", str(key), "-out", str(certificate)],
+        ["openssl", *options.split(), "-keyout", str(key), "-out", str(certificate)],
         check=True,
         capture_output=True,
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shorthorn.domain.models import ImageFormat
+from shorthorn.host.errors import HostError
 from shorthorn.host.sandbox import CagedFile, Limits, SandboxUnavailable, caged
 from shorthorn.kit import process
 
@@ -39,7 +40,7 @@ _TARGET = "/image/target"
 _PERCENT = re.compile(rb"\((\d+\.\d+)/100%\)")
 
 
-class QemuFailed(Exception):
+class QemuFailed(HostError):
     """A QEMU tool said no; `problem` is its own first complaint, without our paths."""
 
     def __init__(self, problem: str) -> None:
@@ -73,7 +74,6 @@ class CheckResult:
     leaks: int
     check_errors: int
     end_offset_bytes: int
-    problem: str
 
     @property
     def is_sound(self) -> bool:
@@ -111,7 +111,6 @@ async def check(path: Path) -> CheckResult:
         leaks=int(said.get("leaks", 0)),
         check_errors=int(said.get("check-errors", 0)),
         end_offset_bytes=int(said.get("image-end-offset", 0)),
-        problem=_complaint(done.stderr.decode(errors="replace")),
     )
 
 

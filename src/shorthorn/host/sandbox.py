@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shorthorn.host.errors import HostError
 from shorthorn.kit import process
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ MALLOC_ARENAS = 2
 PROBE_TIMEOUT_S = 10.0
 
 
-class SandboxUnavailable(Exception):
+class SandboxUnavailable(HostError):
     """The cage cannot be built on this host. Nothing was run outside it instead."""
 
 

@@ -24,6 +24,7 @@ from shorthorn.domain.errors import (
 )
 from shorthorn.domain.models import ImageRecord, SourceType
 from shorthorn.host import files
+from shorthorn.host.errors import HostError
 from shorthorn.host.qemu_img import QemuFailed, QemuTimedOut
 from shorthorn.host.sandbox import SandboxUnavailable
 from shorthorn.images.base_image import make_base
@@ -126,7 +127,9 @@ def _translated(image: str, pool_name: str, staging: Path) -> Iterator[None]:
             raise _no_space(pool_name, staging) from exc
         if exc.errno == errno.EFBIG:
             raise ImageRejected(image, "its disk is larger than a file of the pool can be") from exc
-        raise
+        raise Unavailable(f"pool {pool_name}", str(exc)) from exc
+    except HostError as exc:
+        raise Unavailable(f"pool {pool_name}", str(exc)) from exc
 
 
 def _no_space(pool_name: str, staging: Path) -> NoSpace:
