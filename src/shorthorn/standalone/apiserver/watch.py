@@ -150,8 +150,11 @@ class WatchHub:
             self._history.append(event)
             if len(self._history) > self._history_max:
                 self._oldest = self._history.popleft().change.resource_version
-            for watcher in self._watchers.get(change.resource, ()):
+            watchers = self._watchers.get(change.resource, set())
+            for watcher in watchers:
                 watcher.offer(event)
+            # Those that fell behind: each stream ends as soon as its client reads again.
+            watchers -= {watcher for watcher in watchers if watcher.is_closed}
         self._published = changes[-1].resource_version
 
     @property
