@@ -26,10 +26,12 @@ from shorthorn.domain.errors import InUse, StillWorking
 from shorthorn.domain.models import ImageFormat, ImageKey, VolumeSource
 from shorthorn.engines.capture import Capture, Cloner
 from shorthorn.engines.local import LocalEngine
-from shorthorn.host import loop_devices, mounts
+from shorthorn.host import bind_mounts, loop_devices, mounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from shorthorn.kit.ready_thread import ReadyThread
 
 BLANK = VolumeSource()
 
@@ -186,7 +188,7 @@ async def test_a_file_system_that_is_only_bind_mounted_is_frozen_too(
         await run("mkfs.ext4", "-q", device.path)
         async with mounted(device, tmp_path / "live", "ext4") as live:
             (live / "directory").mkdir()
-            await mounts.bind(live / "directory", bound)
+            await bind_mounts.bind(live / "directory", bound, read_only=False)
         try:
             (bound / "file").write_bytes(b"x" * MIB)
             clone = await engine.create_volume("w", EXT4.size_bytes, VolumeSource(volume="v"))
@@ -204,13 +206,13 @@ class WaitingCloner(Cloner):
     target: Path
     waits: int
 
-    async def clone_unsynced(
-        self, source: Path, target: Path, *, size_bytes: int | None = None
+    async def clone_at_once(
+        self, thread: ReadyThread, source: Path, target: Path, size_bytes: int | None
     ) -> None:
         if WaitingCloner.waits > 0:
             WaitingCloner.waits -= 1
             await write_succeeds(WaitingCloner.target)
-        await super().clone_unsynced(source, target, size_bytes=size_bytes)
+        await super().clone_at_once(thread, source, target, size_bytes)
 
 
 async def test_a_freeze_that_ends_too_early_is_tried_again(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.integration.storage import MIB
 
-from shorthorn.host import extents, files, mounts
+from shorthorn.host import bind_mounts, extents, files, mounts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +115,7 @@ async def test_removal_never_walks_into_a_mounted_volume(tmp_path: Path, kind: s
     if kind == "another file system":
         await mounts.mount("tmpfs", inside, "tmpfs")
     else:
-        await mounts.bind(volume, inside)
+        await bind_mounts.bind(volume, inside, read_only=False)
     (inside / "kept").write_text("content")
     try:
         with pytest.raises(files.TreeHoldsMount) as caught:
@@ -136,7 +136,7 @@ async def test_removal_never_takes_a_file_that_is_mounted_on(tmp_path: Path) -> 
     tree.mkdir()
     device.write_text("content")
     (tree / "node").write_text("")
-    await mounts.bind(device, tree / "node")
+    await bind_mounts.bind(device, tree / "node", read_only=False)
     try:
         with pytest.raises(files.TreeHoldsMount):
             await files.remove_tree(tree)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.integration.storage import MIB
 
-from shorthorn.host import freeze, freeze_holder, loop_devices, mounts, reflink
+from shorthorn.host import bind_mounts, freeze, freeze_holder, loop_devices, mounts, reflink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -182,7 +182,7 @@ async def test_two_mounts_of_one_file_system_are_frozen_once(
     _, target = mounted_volume
     other = tmp_path / "bound"
     other.mkdir()
-    await mounts.bind(target, other)
+    await bind_mounts.bind(target, other, read_only=False)
     try:
         async with (
             contextlib.AsyncExitStack() as after,

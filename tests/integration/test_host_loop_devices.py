@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.integration.storage import MIB, allocated_bytes
 
-from shorthorn.host import extents, files, loop_devices
+from shorthorn.host import extents, file_systems, files, loop_devices, mounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -109,6 +109,43 @@ async def test_an_open_device_is_reported_busy(volume: Path) -> None:
 
     await loop_devices.detach(device)
     assert await loop_devices.find_by_file(volume) is None
+
+
+async def test_a_mounted_device_is_reported_busy_at_once_and_stays(
+    volume: Path, tmp_path: Path
+) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    await file_systems.make("ext4", device.path)
+    await mounts.mount(device.path, tmp_path, "ext4")
+    try:
+        async with asyncio.timeout(1):
+            with pytest.raises(loop_devices.LoopDeviceBusy):
+                await loop_devices.detach(device)
+        assert await loop_devices.find_by_file(volume) == device
+    finally:
+        await mounts.unmount(tmp_path)
+    await loop_devices.detach(device)
+    assert await loop_devices.find_by_file(volume) is None
+
+
+async def test_a_namespace_that_ends_soon_does_not_keep_an_unmounted_device(
+    volume: Path, tmp_path: Path
+) -> None:
+    device = await loop_devices.ensure_attached(volume)
+    await file_systems.make("ext4", device.path)
+    await mounts.mount(device.path, tmp_path, "ext4")
+    sandbox = await asyncio.create_subprocess_exec(
+        *("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; sleep 0.5"),
+        stdout=subprocess.PIPE,
+    )
+    assert sandbox.stdout is not None
+    assert await sandbox.stdout.readline() == b"ready\n"
+    await mounts.unmount(tmp_path)
+
+    await loop_devices.detach(device)
+
+    assert await loop_devices.find_by_file(volume) is None
+    await sandbox.wait()
 
 
 async def test_a_device_grows_with_its_file(volume: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shorthorn.host import loop_devices, mounts, syscalls
+from shorthorn.host import bind_mounts, loop_devices, mounts, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -76,7 +76,7 @@ async def test_a_read_only_bind_refuses_writes_and_keeps_other_flags(
     try:
         (source / "file").write_text("content")
 
-        await mounts.bind(source, target, read_only=True)
+        await bind_mounts.bind(source, target, read_only=True)
 
         found = mounts.find_mount(target)
         assert found is not None
@@ -94,7 +94,7 @@ async def test_a_file_can_be_bound_to_a_file(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_text("content")
     target.write_text("")
-    await mounts.bind(source, target)
+    await bind_mounts.bind(source, target, read_only=False)
     try:
         assert target.read_text() == "content"
         assert mounts.is_mount_point(target)
@@ -139,7 +139,7 @@ async def test_a_device_knows_its_mounts_and_those_bound_from_it(
 ) -> None:
     for directory in (xfs_dir, btrfs_dir):
         own = mounts.mount_of_path(directory)
-        await mounts.bind(directory, target)
+        await bind_mounts.bind(directory, target, read_only=False)
         found = mounts.mounts_of_device(Path(own.source))
         assert {m.target for m in found} == {own.target, target}
         await mounts.unmount(target)

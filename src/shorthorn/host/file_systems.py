@@ -21,7 +21,6 @@ from shorthorn.kit.threads import in_thread
 EXT4 = "ext4"
 XFS = "xfs"
 BTRFS = "btrfs"
-MIB = 1 << 20
 
 #: mkfs writes metadata only; minutes are for a disk that is very busy.
 _MAKE_TIMEOUT_S = 300.0
@@ -33,10 +32,6 @@ _BLKID_NOTHING = 2
 _BLKID_AMBIVALENT = 8
 #: linux/capability.h; containers and sandboxes often lack it though they run as root.
 _CAP_SYS_RESOURCE = 24
-
-#: The smallest device each mkfs accepts: xfsprogs 6.1, btrfs-progs 6.2; ext4's for a whole block
-#: group descriptor and some files.
-_MINIMUM_BYTES = {EXT4: 2 * MIB, XFS: 300 * MIB, BTRFS: 114_294_784}
 
 _MAKE: dict[str, tuple[str, ...]] = {
     # No blocks reserved for root: it is a volume, not a system disk. The inode tables of a device
@@ -161,8 +156,8 @@ async def make(fs_type: str, device: Path, *, label: str = "") -> None:
 
     The device must be thin (a loop device that passes discards on), so that it reads as zeros then.
 
-    Raises: UnsupportedFileSystem. CommandFailed: too small (see `minimum_bytes`), in use.
-        OSError: EOPNOTSUPP, not thin; ENOSPC.
+    Raises: UnsupportedFileSystem. CommandFailed: the device is too small for it.
+        OSError: EBUSY, mounted; EOPNOTSUPP, not thin; ENOSPC.
     State: after an error or a crash the device holds nothing, or half a file system; make it again.
     """
     if fs_type not in _MAKE:
@@ -180,13 +175,6 @@ def _zero(device: Path) -> None:
         syscalls.punch_hole(descriptor, 0, os.lseek(descriptor, 0, os.SEEK_END))
     finally:
         os.close(descriptor)
-
-
-def minimum_bytes(fs_type: str) -> int:
-    """Return the smallest device that can hold the file system. Raises: UnsupportedFileSystem."""
-    if fs_type not in _MINIMUM_BYTES:
-        raise UnsupportedFileSystem(fs_type)
-    return _MINIMUM_BYTES[fs_type]
 
 
 async def grow(fs_type: str, device: Path, mount_point: Path) -> None:

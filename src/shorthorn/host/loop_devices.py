@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from shorthorn.host import loop_ioctl
 from shorthorn.host.errors import HostError
+from shorthorn.host.mountinfo import mounts_of_device
 from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 #: Another attacher may take the free number between our two calls; each round is another number.
 _ATTACH_ATTEMPTS = 64
-#: Probers such as udev keep a new device open for some milliseconds.
+#: Probers such as udev, and namespaces of starting sandboxes, keep a device for milliseconds.
 _DETACH_WAIT_S = 2.0
 
 
@@ -239,9 +240,12 @@ def _detach(device: LoopDevice) -> None:
         try:
             loop_ioctl.clear(device.number)
         except OSError as exc:
-            if exc.errno == errno.EBUSY:
+            if exc.errno != errno.EBUSY:
+                raise
+            # Where it is not mounted any more, a sandbox that is just starting may still have our
+            # mounts in its namespace, for some milliseconds.
+            if mounts_of_device(device.path):
                 raise LoopDeviceBusy(device.path) from exc
-            raise
         if not _is_attached(device):
             loop_ioctl.renew_if_tainted(device.number)
             return

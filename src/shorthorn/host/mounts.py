@@ -3,8 +3,8 @@
 Owns mount(2) and umount2(2), called directly: no helper program to start, errors as exact numbers,
 no table in user space to disagree with the kernel. The price is that option words are sorted into
 flags here, and that the kernel's explanation is fetched from its log. Must never decide what may be
-mounted, nor create or format anything but the mount. Called by the node service's adapter, the
-engines and `host.pool_file`.
+mounted, nor create or format anything but the mount. Bind mounts are `host.bind_mounts`'s. Called
+by the node service's adapter, the engines and `host.pool_file`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ __all__ = [
     "Mount",
     "MountBusy",
     "MountFailed",
-    "bind",
     "ensure_unmounted",
     "find_mount",
     "is_mount_point",
@@ -101,15 +100,6 @@ async def mount(
     await in_thread(_mount, str(source), target, fs_type, flags, data)
 
 
-async def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
-    """Make the file or directory `source` visible at the existing `target` of the same kind.
-
-    Mounts below `source` are not carried along. Raises: MountFailed.
-    State: on an error nothing is mounted, so that a read-only bind is never writable for long.
-    """
-    await in_thread(_bind, source, target, read_only)
-
-
 async def unmount(target: Path, *, lazy: bool = False) -> None:
     """Take away the topmost mount at `target`; none there, or no such path, is fine.
 
@@ -153,26 +143,6 @@ def _mount(source: str, target: Path, fs_type: str, flags: int, data: str) -> No
             number = exc.errno or 0
             reason = _said(log, source) or _HINTS.get(number, "no more is known")
             raise MountFailed(source, target, number, reason) from exc
-
-
-def _bind(source: Path, target: Path, read_only: bool) -> None:
-    _mount(str(source), target, "", syscalls.MS_BIND, "")
-    if not read_only:
-        return
-    try:
-        # A bind mount takes its flags from the source; only a remount can change them.
-        flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _inherited(target)
-        _mount(str(source), target, "", flags, "")
-    except BaseException:
-        _unmount(target, lazy=False)
-        raise
-
-
-def _inherited(target: Path) -> int:
-    """Return the flags that a remount would drop otherwise (nosuid, nodev, noexec, atime)."""
-    found = find_mount(target)
-    flags, _ = split_options(found.options if found else ())
-    return flags
 
 
 def _unmount(target: Path, lazy: bool) -> None:

@@ -50,10 +50,6 @@ MOUNT_FLAGS: dict[str, tuple[int, bool]] = {
     "loud": (0x8000, False),
 }
 MS_RDONLY = 0x1
-MS_REMOUNT = 0x20
-MS_BIND = 0x1000
-MS_REC = 0x4000
-MS_PRIVATE = 0x40000
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
