@@ -72,7 +72,8 @@ async def write_qcow2(
 
     Args:   virtual_size_bytes: length of `source`; a multiple of 512.
         on_bytes: told (done, total) of the data, from another thread.
-    Raises: OSError: ENOSPC and others of the file system. ValueError: the disk is too large.
+    Raises: OSError: ENOSPC and others of the file system. ValueError: the disk is too large for
+        qcow2, or not as long as was said.
     State:  after an error or cancellation `target` is to be thrown away.
     """
     report = on_bytes or (lambda done, total: None)
@@ -88,6 +89,9 @@ def _write(
 ) -> None:
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        length = os.fstat(reading).st_size
+        if length != virtual_size_bytes:
+            raise ValueError(f"{source} has {length} bytes, not {virtual_size_bytes}")
         writing = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
         try:
             ranges = list(_data_ranges(reading))
