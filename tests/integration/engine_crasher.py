@@ -48,9 +48,10 @@ def _die(victims: str) -> None:
     if victims == "group":
         os.killpg(os.getpgrp(), signal.SIGKILL)
     if victims == "children":
-        for thread in Path("/proc/self/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+        # Programs are started on the event loop's thread, the main one.
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+        for child in children.split():
+            os.kill(int(child), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

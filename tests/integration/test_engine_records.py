@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.integration.attached_volumes import run
 
-from shorthorn.domain.errors import Corrupt, InUse, NotFound, Unavailable, WrongState
+from shorthorn.domain.errors import (
+    Corrupt,
+    InUse,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    WrongState,
+)
 from shorthorn.domain.models import ImageFormat, ImageKey, VolumeSource
 from shorthorn.engines.local import LocalEngine
+from shorthorn.host import bind_mounts, mounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -211,3 +220,47 @@ async def test_a_pool_that_could_not_be_opened_is_not_owned(
         await engine.open()
     (xfs_dir / "pool.json").write_bytes(good)
     await engine.open()
+
+
+async def test_a_directory_that_holds_a_mount_is_not_deleted(
+    engine: LocalEngine, xfs_dir: Path, tmp_path: Path
+) -> None:
+    await make_one_of_each(engine)
+    inside = xfs_dir / "snapshots/s/snapshot.raw"
+    other = tmp_path / "other"
+    other.write_bytes(b"")
+    await bind_mounts.bind(other, inside, read_only=False)
+    try:
+        with pytest.raises(InUse, match=str(inside)):
+            await engine.delete_snapshot("s")
+        assert await engine.find_snapshot("s") is not None
+    finally:
+        await mounts.unmount(inside)
+    await engine.delete_snapshot("s")
+
+
+async def test_a_disk_that_refuses_to_be_written_is_a_reason_to_try_again(
+    engine: LocalEngine, xfs_dir: Path
+) -> None:
+    await engine.create_volume("v", MIB, BLANK)
+    places = [xfs_dir / "volumes/v", xfs_dir / "staging/snapshots"]
+    await run("chattr", "+i", *places)
+    try:
+        for refused in (engine.create_snapshot("s", "v"), engine.delete_volume("v")):
+            with pytest.raises(Unavailable, match="not permitted"):
+                await refused
+    finally:
+        await run("chattr", "-i", *places)
+    await engine.create_snapshot("s", "v")
+    await engine.delete_volume("v")
+
+
+async def test_a_file_too_large_for_the_file_system_is_refused(ext4_dir: Path) -> None:
+    engine = LocalEngine(ext4_dir)
+    await engine.open()
+    with pytest.raises(InvalidArgument, match="capacity_bytes"):
+        await engine.create_volume("v", 1 << 60, BLANK)
+    with pytest.raises(InvalidArgument, match="capacity_bytes"):
+        await engine.create_volume("v", 1 << 63, BLANK)
+    assert await engine.find_volume("v") is None
+    await engine.close()

@@ -14,6 +14,7 @@ the block device is there.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from shorthorn.domain.errors import StillWorking, WrongState
 from shorthorn.host import files, freeze, loop_devices, mountinfo, reflink, sparse_copy
 from shorthorn.kit.keyed import KeyedLocks
+from shorthorn.kit.ready_thread import ReadyThread
 from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 REFLINK = "reflink"
 COPY = "copy"
+
+#: About what the file system needs for a clone of a few thousand extents, and for its directory.
+METADATA_BYTES = 1 << 20
 
 #: Writers wait for at most this long; each retry doubles it. A clone costs about 20 µs per extent,
 #: so 10 s are enough for half a million of them; the extent budget is far below.
@@ -47,17 +52,24 @@ class Cloner:
 
     async def clone(self, source: Path, target: Path, *, size_bytes: int | None = None) -> None:
         """Make `target` from `source`, durably; the tail up to `size_bytes` is a hole."""
-        await self.clone_unsynced(source, target, size_bytes=size_bytes)
-        await files.fsync_file(target)
-
-    async def clone_unsynced(
-        self, source: Path, target: Path, *, size_bytes: int | None = None
-    ) -> None:
-        """`clone`, for the moments in which writers wait; the caller syncs `target`."""
         if self.method == REFLINK:
             await reflink.clone_file(source, target, size_bytes=size_bytes)
         else:
             await sparse_copy.copy_sparse(source, target, size_bytes=size_bytes)
+        await files.fsync_file(target)
+
+    async def clone_at_once(
+        self, thread: ReadyThread, source: Path, target: Path, size_bytes: int | None
+    ) -> None:
+        """`clone` while writers wait: nothing is queued for, and the caller syncs `target`."""
+        if self.method == REFLINK:
+            await thread.run(functools.partial(reflink.clone_file_now, source, target, size_bytes))
+        else:  # nobody waits: such a file is not copied while it is in use
+            await sparse_copy.copy_sparse(source, target, size_bytes=size_bytes)
+
+    def cost_bytes(self, source: Path) -> int:
+        """Return about how much space a clone of `source` needs, for messages."""
+        return METADATA_BYTES if self.method == REFLINK else source.stat().st_blocks * 512
 
 
 class Capture:
@@ -99,9 +111,10 @@ class Capture:
         await files.fsync_file(source)
         for attempt in range(ATTEMPTS):
             try:
-                async with self._quiet(volume_id, source, self._freeze_timeout_s * 2**attempt):
+                timeout_s = self._freeze_timeout_s * 2**attempt
+                async with ReadyThread() as thread, self._quiet(volume_id, source, timeout_s):
                     moment = datetime.now(UTC)
-                    await self._cloner.clone_unsynced(source, target, size_bytes=size_bytes)
+                    await self._cloner.clone_at_once(thread, source, target, size_bytes)
                     self._reached("captured")
             except freeze.FreezeExpired:
                 await in_thread(target.unlink)

@@ -60,22 +60,23 @@ class Exports:
         if journal is not None:
             _check_same(key, journal, volume_id, export_format)
             return journal.point_in_time
-        volume = await get_volume(volume_id)
+        await get_volume(volume_id)
+        source = self._pool.layout.volume(volume_id) / VOLUME_DATA
+        needed_bytes = self._pool.cloner.cost_bytes(source)
         async with (
-            translated(self._pool.root, "image", key.name),
+            translated(self._pool.root, "image", key.name, needed_bytes=needed_bytes),
             cleaned_up(self._pool.staging, directory),
         ):
-            return await self._capture(directory, volume, export_format)
+            return await self._capture(directory, source, volume_id, export_format)
 
     async def _capture(
-        self, directory: Path, volume: VolumeRecord, export_format: ImageFormat
+        self, directory: Path, source: Path, volume_id: str, export_format: ImageFormat
     ) -> datetime:
         staged = await self._pool.staging.begin(directory)
         base = staged / IMAGE_BASE
-        source = self._pool.layout.volume(volume.volume_id) / VOLUME_DATA
-        moment = await self._pool.capture.take(volume.volume_id, source, base)
+        moment = await self._pool.capture.take(volume_id, source, base)
         journal = records.ExportJson(
-            volume_id=volume.volume_id,
+            volume_id=volume_id,
             export_format=export_format,
             size_bytes=base.stat().st_size,
             point_in_time=moment,
@@ -98,7 +99,8 @@ class Exports:
         journal = records.read(staged / EXPORT_RECORD, records.ExportJson)
         if made is None and journal is None:
             raise NotFound("export", f"{key.name} ({key.uuid})")
-        async with translated(self._pool.root, "image", key.name):
+        needed_bytes = self._pool.cloner.cost_bytes(staged / IMAGE_BASE)
+        async with translated(self._pool.root, "image", key.name, needed_bytes=needed_bytes):
             if made is None:
                 assert journal is not None
                 made = await self._make(key, staged, journal, report)

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from shorthorn.domain.errors import InUse, NoSpace, Unavailable
+from shorthorn.domain.errors import InUse, InvalidArgument, NoSpace, Unavailable
 from shorthorn.host.errors import HostError
 from shorthorn.host.files import TreeHoldsMount
 from shorthorn.host.sparse_copy import FileInUse
@@ -40,6 +40,9 @@ async def translated(
     except OSError as exc:
         if exc.errno in _FULL:
             raise NoSpace(str(root), needed_bytes, free_bytes(root)) from exc
+        if exc.errno == errno.EFBIG:
+            problem = f"larger than a file can be in pool {root}"
+            raise InvalidArgument("capacity_bytes", problem) from exc
         raise Unavailable(f"pool {root}", f"{kind} {name}: {exc}") from exc
     except FileInUse as exc:
         detail = "a process that has its file open for writing, and this pool cannot share blocks"

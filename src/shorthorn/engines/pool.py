@@ -6,6 +6,7 @@ Must never change anything in a pool of a newer format version. Called by `engin
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shorthorn.engines.staging import StepObserver
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,10 @@ async def _thaw_volumes(layout: Layout) -> None:
     inodes = await in_thread(_volume_inodes, layout)
     for device in attached:
         if device.file_identity[1] in inodes:
-            await freeze.thaw_all(await in_thread(mount_points, device))
+            try:
+                await freeze.thaw_all(await in_thread(mount_points, device))
+            except OSError as exc:  # one broken file system shall not keep the others' pool shut
+                _logger.warning("the mounts of %s could not be thawed: %s", device.path, exc)
 
 
 def _volume_inodes(layout: Layout) -> set[int]:

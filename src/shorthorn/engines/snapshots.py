@@ -39,21 +39,22 @@ class Snapshots:
     async def create(self, snapshot_id: str, volume: VolumeRecord) -> SnapshotRecord:
         """See ports.Engine."""
         directory = self._pool.layout.snapshot(snapshot_id)
+        source = self._pool.layout.volume(volume.volume_id) / VOLUME_DATA
+        needed_bytes = self._pool.cloner.cost_bytes(source)
         async with (
-            translated(self._pool.root, "snapshot", snapshot_id),
+            translated(self._pool.root, "snapshot", snapshot_id, needed_bytes=needed_bytes),
             cleaned_up(self._pool.staging, directory),
         ):
-            return await self._build(directory, volume)
+            return await self._build(directory, source, volume.volume_id)
 
-    async def _build(self, directory: Path, volume: VolumeRecord) -> SnapshotRecord:
+    async def _build(self, directory: Path, source: Path, volume_id: str) -> SnapshotRecord:
         staging = self._pool.staging
         staged = await staging.begin(directory)
         data = staged / SNAPSHOT_DATA
-        source = self._pool.layout.volume(volume.volume_id) / VOLUME_DATA
-        moment = await self._pool.capture.take(volume.volume_id, source, data)
+        moment = await self._pool.capture.take(volume_id, source, data)
         content = records.SnapshotJson(
             snapshot_id=directory.name,
-            volume_id=volume.volume_id,
+            volume_id=volume_id,
             size_bytes=data.stat().st_size,
             point_in_time=moment,
         )

@@ -11,19 +11,20 @@ at a step of their choice.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shorthorn.domain.models import ImageKey
 from shorthorn.engines.layout import is_key
 from shorthorn.engines.records import plain
-from shorthorn.host import files
+from shorthorn.host import files, mountinfo
 from shorthorn.kit.keyed import KeyedLocks
 from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
 
     from shorthorn.engines.layout import Layout
     from shorthorn.engines.records import Stored
@@ -119,6 +120,7 @@ class Staging:
         async with self._parents_stay(committed):
             is_there = path.exists()
             if is_there:
+                await in_thread(_refuse_mounts, path)
                 await files.commit_rename(path, discarded)
                 self.reached("moved to the trash")
             self._remove_empty_parents(committed)
@@ -159,6 +161,14 @@ class Staging:
         found = _image_directories(self._layout.staged_images)
         keys = (ImageKey(directory.parent.name, directory.name) for directory in found)
         return [key for key in keys if is_key(key)]
+
+
+def _refuse_mounts(path: Path) -> None:
+    """Raise TreeHoldsMount while the tree is still in its place."""
+    real = Path(os.path.realpath(path))
+    for mount in mountinfo.read_mounts():
+        if mount.target.is_relative_to(real):
+            raise files.TreeHoldsMount(mount.target)
 
 
 async def _remove(path: Path) -> None:

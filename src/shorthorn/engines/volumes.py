@@ -28,7 +28,7 @@ from shorthorn.domain.errors import (
 )
 from shorthorn.domain.models import FormatState, ImageKey, VolumeRecord, VolumeSource
 from shorthorn.engines import records
-from shorthorn.engines.capture import mount_points
+from shorthorn.engines.capture import METADATA_BYTES, mount_points
 from shorthorn.engines.catalogue import Catalogue
 from shorthorn.engines.failures import cleaned_up, translated
 from shorthorn.engines.layout import (
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 #: A block device is counted in these; a loop device would hide the rest of a file.
 SECTOR_BYTES = 512
+#: The kernel's file offsets are signed.
+CAPACITY_BYTES_MAX = (1 << 63) - SECTOR_BYTES
 
 
 class Volumes:
@@ -72,17 +74,15 @@ class Volumes:
     ) -> VolumeRecord:
         """See ports.Engine."""
         directory = self._pool.layout.volume(volume_id)
-        if capacity_bytes <= 0 or capacity_bytes % SECTOR_BYTES:
-            raise InvalidArgument(
-                "capacity_bytes", f"{capacity_bytes} is not a positive multiple of {SECTOR_BYTES}"
-            )
+        _check_capacity(capacity_bytes)
         existing = await self.find(volume_id)
         if existing is not None:
             _check_same(existing, capacity_bytes, source)
             return existing
         origin = self._origin(source, capacity_bytes)
+        needed_bytes = METADATA_BYTES if origin is None else self._pool.cloner.cost_bytes(origin)
         async with (
-            translated(self._pool.root, "volume", volume_id),
+            translated(self._pool.root, "volume", volume_id, needed_bytes=needed_bytes),
             cleaned_up(self._pool.staging, directory),
         ):
             return await self._build(directory, capacity_bytes, source, origin)
@@ -174,12 +174,9 @@ class Volumes:
     async def expand(self, volume_id: str, capacity_bytes: int) -> VolumeRecord:
         """See ports.Engine. A smaller capacity than the present one changes nothing."""
         record = await self.get(volume_id)
-        if capacity_bytes % SECTOR_BYTES:
-            raise InvalidArgument(
-                "capacity_bytes", f"{capacity_bytes} is not a multiple of {SECTOR_BYTES}"
-            )
+        _check_capacity(capacity_bytes)
         data = self._pool.layout.volume(volume_id) / VOLUME_DATA
-        async with translated(self._pool.root, "volume", volume_id):
+        async with translated(self._pool.root, "volume", volume_id, needed_bytes=METADATA_BYTES):
             if capacity_bytes > record.capacity_bytes:
                 # The file first: a record must never promise what the file does not have.
                 await files.grow_file(data, max(capacity_bytes, data.stat().st_size))
@@ -234,13 +231,22 @@ class Volumes:
             raise WrongState("volume", volume_id, f"recorded as {now}", "a volume to be formatted")
         if (now, record.fs_type) == (state, fs_type):
             return record
-        async with translated(self._pool.root, "volume", volume_id):
+        async with translated(self._pool.root, "volume", volume_id, needed_bytes=METADATA_BYTES):
             return await self._rewrite(replace(record, format_state=state, fs_type=fs_type))
 
     async def _rewrite(self, record: VolumeRecord) -> VolumeRecord:
         path = self._pool.layout.volume(record.volume_id) / VOLUME_RECORD
         await self._pool.staging.replace_record(path, records.VolumeJson.of(record))
         return record
+
+
+def _check_capacity(capacity_bytes: int) -> None:
+    if not 0 < capacity_bytes <= CAPACITY_BYTES_MAX or capacity_bytes % SECTOR_BYTES:
+        raise InvalidArgument(
+            "capacity_bytes",
+            f"{capacity_bytes} is not a multiple of {SECTOR_BYTES} from {SECTOR_BYTES} to"
+            f" {CAPACITY_BYTES_MAX}",
+        )
 
 
 def _make_blank(path: Path, size_bytes: int) -> None:

@@ -42,7 +42,7 @@ async def in_thread(
     """
     loop = asyncio.get_running_loop()
     call = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
-    return await _wait_to_the_end(loop.run_in_executor(_pool(), call))
+    return await wait_to_the_end(loop.run_in_executor(_pool(), call))
 
 
 async def in_stoppable_thread(work: Callable[[threading.Event], Result]) -> Result:
@@ -54,10 +54,10 @@ async def in_stoppable_thread(work: Callable[[threading.Event], Result]) -> Resu
     stop = threading.Event()
     loop = asyncio.get_running_loop()
     call = functools.partial(contextvars.copy_context().run, work, stop)
-    return await _wait_to_the_end(loop.run_in_executor(_pool(), call), on_cancel=stop.set)
+    return await wait_to_the_end(loop.run_in_executor(_pool(), call), on_cancel=stop.set)
 
 
-async def _wait_to_the_end(
+async def wait_to_the_end(
     future: asyncio.Future[Result], *, on_cancel: Callable[[], None] = lambda: None
 ) -> Result:
     cancelled: asyncio.CancelledError | None = None
