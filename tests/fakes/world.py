@@ -1,7 +1,7 @@
-"""One host in memory: the real services and controllers over memory registries and engine.
+"""One host without Kubernetes: the real services and controllers over memory registries.
 
-`world()` starts it and takes it down. Only what touches hardware, the network or Kubernetes is
-replaced.
+`world()` starts one with an engine, a kernel and a web in memory; `running()` one with whatever
+parts it is given, and takes it down.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
-    from shorthorn.domain.ports import ReportProgress
+    from shorthorn.domain.node_ports import NodeStorage
+    from shorthorn.domain.ports import Checksummer, Engine, ImageFetcher, ReportProgress
 
 NODE = "node-a"
 IMAGE_BYTES = 64 << 20
@@ -109,20 +110,27 @@ class MemoryClaims:
         return self.handles.get(claim, [])
 
 
-class World:
-    """All parts, for tests to look at and to hold up."""
+class Host:
+    """The services of one host over memory registries, an engine and a kernel that are given."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        storage: NodeStorage,
+        fetcher: ImageFetcher,
+        checksummer: Checksummer,
+    ) -> None:
         self.images: MemoryRegistry[BackingImage] = MemoryRegistry(BackingImage)
         self.copies: MemoryRegistry[ImageCopy] = MemoryRegistry(ImageCopy)
         self.volumes: MemoryRegistry[Volume] = MemoryRegistry(Volume)
         self.snapshots: MemoryRegistry[Snapshot] = MemoryRegistry(Snapshot)
         self.pools: MemoryRegistry[Pool] = MemoryRegistry(Pool)
-        self.engine = MemoryEngine()
-        self.storage = MemoryNodeStorage(self.engine)
-        self.web = MemoryWeb()
-        self.checksummer = MemoryChecksummer()
         self.claims = MemoryClaims()
+        self.engine = engine
+        self.storage = storage
+        self.fetcher = fetcher
+        self.checksummer = checksummer
         self.locks: KeyedLocks[str] = KeyedLocks()
         self.take_over()
 
@@ -157,10 +165,34 @@ class World:
         )
 
 
+class World(Host):
+    """A host of which every part is in memory, for tests to look at and to hold up."""
+
+    engine: MemoryEngine
+    storage: MemoryNodeStorage
+    checksummer: MemoryChecksummer
+
+    def __init__(self) -> None:
+        engine, self.web = MemoryEngine(), MemoryWeb()
+        super().__init__(
+            engine=engine,
+            storage=MemoryNodeStorage(engine),
+            fetcher=self.web,
+            checksummer=MemoryChecksummer(),
+        )
+
+
 @contextlib.asynccontextmanager
 async def world() -> AsyncIterator[World]:
     """Run a world with its controllers; work that is left over at the end is cancelled."""
     made = World()
+    async with running(made):
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def running(made: Host) -> AsyncIterator[None]:
+    """Run the controllers of a host as its daemon does."""
     reporter = PoolReporter(
         made.pools, made.volumes, made.engine, PoolSpec(NODE, made.engine.pool_uuid, "/pool")
     )
@@ -168,7 +200,7 @@ async def world() -> AsyncIterator[World]:
     tasks: list[asyncio.Task[None]] = []
     close = _start_controllers(made, lambda work: tasks.append(asyncio.create_task(work)))
     try:
-        yield made
+        yield
         ended = [task for task in tasks if task.done()]
         assert not ended, [task.exception() for task in ended]
     finally:
@@ -180,14 +212,14 @@ async def world() -> AsyncIterator[World]:
 
 
 def _start_controllers(
-    made: World, spawn: Callable[[Coroutine[Any, Any, None]], None]
+    made: Host, spawn: Callable[[Coroutine[Any, Any, None]], None]
 ) -> Callable[[], Coroutine[Any, Any, None]]:
     """Start the controllers as the daemon does; return what closes the last of them."""
     copy_queue: list[Callable[[str], None]] = []
     copy_reconciler = ImageCopyReconciler(
         made.copies,
         made.engine,
-        made.web,
+        made.fetcher,
         made.checksummer,
         made.locks,
         lambda name: copy_queue[0](name),
