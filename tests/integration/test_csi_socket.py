@@ -485,3 +485,60 @@ async def test_the_kernels_view_is_told_truly(xfs_csi: CsiHost, tmp_path: Path) 
     found = {m.target for m in await storage.list_mounts(mount.device)}
     assert found == {str(target), str(xfs_csi.staging("pvc-1"))}
     await xfs_csi.unmount("pvc-1")
+
+
+async def test_a_volume_that_is_only_read_can_be_exported_and_snapshotted(
+    xfs_csi: CsiHost, xfs_dir: Path
+) -> None:
+    await xfs_csi.create("pvc-1", size=64 * MIB)
+    target = await xfs_csi.mount("pvc-1")
+    (target / "file").write_text("data")
+    await xfs_csi.unmount("pvc-1")
+    reader = capability(mode=READER)
+    await xfs_csi.mount("pvc-1", reader)
+    exported = await xfs_csi.snapshot("snapshot-1", "pvc-1", type="bi", export_type="qcow2")
+    snapshot = await xfs_csi.snapshot("snapshot-2", "pvc-1", type="snap")
+    for name, handle in (("pvc-2", exported.snapshot_id), ("pvc-3", snapshot.snapshot_id)):
+        await xfs_csi.create(name, size=64 * MIB, handle=handle)
+        assert (await xfs_csi.mount(name) / "file").read_text() == "data"
+        await xfs_csi.unmount(name)
+    await xfs_csi.unmount("pvc-1")
+    assert attached_below(xfs_dir) == []
+
+
+async def test_a_device_left_attached_does_not_keep_its_volume(
+    xfs_csi: CsiHost, xfs_dir: Path
+) -> None:
+    await xfs_csi.create("pvc-1", size=64 * MIB)
+    await HostNodeStorage().attach(str(xfs_dir / "volumes/pvc-1/volume.raw"))
+    await xfs_csi.delete("pvc-1")
+    assert attached_below(xfs_dir) == []
+
+
+async def test_a_damaged_file_system_is_data_loss_and_left_alone(
+    xfs_csi: CsiHost, xfs_dir: Path
+) -> None:
+    await xfs_csi.create("pvc-1", size=64 * MIB)
+    await xfs_csi.mount("pvc-1")
+    await xfs_csi.unmount("pvc-1")
+    volume = xfs_dir / "volumes/pvc-1/volume.raw"
+    with volume.open("r+b") as file:
+        file.write(bytes(4096))  # the superblock
+    error = await refused(xfs_csi.stage("pvc-1"))
+    assert error.code is grpc.StatusCode.DATA_LOSS
+    assert "its ext4 file system is gone" in error.message
+
+
+async def test_without_reflinks_unused_volumes_are_copied(ext4_dir: Path, tmp_path: Path) -> None:
+    async with serving(ext4_dir, tmp_path) as csi:
+        await csi.create("pvc-1", size=64 * MIB)
+        target = await csi.mount("pvc-1")
+        (target / "file").write_text("data")
+        await csi.unmount("pvc-1")
+        made = await csi.snapshot("snapshot-1", "pvc-1", type="bi", export_type="qcow2")
+        await csi.create("pvc-2", size=64 * MIB, handle=made.snapshot_id)
+        assert (await csi.mount("pvc-2") / "file").read_text() == "data"
+        await csi.unmount("pvc-2")
+        for volume_id in ("pvc-1", "pvc-2"):
+            await csi.delete(volume_id)
+        await csi.delete_snapshot(made.snapshot_id)

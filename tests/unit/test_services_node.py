@@ -161,6 +161,13 @@ async def test_read_only_staging_replays_a_journal_in_a_private_copy(host: World
     assert host.storage.read_only_devices == set()
 
 
+async def test_a_blank_volume_is_formatted_even_when_it_is_only_to_be_read(host: World) -> None:
+    await stage(host, READER)
+    assert host.storage.formatted == ["/dev/loop0"]
+    assert host.storage.mounts[STAGING].is_read_only
+    assert host.storage.read_only_devices == {"/dev/loop0"}
+
+
 async def test_a_mount_option_makes_read_only_too(host: World) -> None:
     wanted = Capability(VolumeMode.FILESYSTEM, AccessMode.SINGLE_NODE_WRITER, mount_options=("ro",))
     await stage(host, wanted)

@@ -146,6 +146,26 @@ async def test_a_failed_export_leaves_nothing_and_can_be_tried_again(
     assert (await call.create_snapshot("snapshot-1", "pvc-1", type="bi")).ready_to_use
 
 
+async def test_a_promised_moment_is_never_replaced_by_a_later_one(
+    host: World, call: Caller
+) -> None:
+    host.engine.gates["finish_export"] = asyncio.Event()
+    host.engine.faults["finish_export"] = NoSpace("pool", GIB, 5)
+    call.deadline_s = 0.5
+    promised = await call.create_snapshot("snapshot-1", "pvc-1", type="bi")
+    assert not promised.ready_to_use
+    call.deadline_s = None
+    host.engine.gates["finish_export"].set()
+    for _ in range(2):
+        error = await refused(call.create_snapshot("snapshot-1", "pvc-1", type="bi"))
+        assert error.code is StatusCode.RESOURCE_EXHAUSTED
+    listed = await refused(call.list_snapshots(promised.snapshot_id))
+    assert listed.code is StatusCode.RESOURCE_EXHAUSTED
+    assert host.engine.calls.count(("begin_export", "snapshot-1")) == 1
+    await call.delete_snapshot(promised.snapshot_id)
+    assert (await call.create_snapshot("snapshot-1", "pvc-1", type="bi")).ready_to_use
+
+
 async def test_ten_equal_exports_are_one(host: World, call: Caller) -> None:
     answers = await asyncio.gather(
         *(call.create_snapshot("snapshot-1", "pvc-1", type="bi") for _ in range(10))
@@ -434,9 +454,9 @@ async def test_a_volume_that_is_not_ready_is_waited_for(host: World, call: Calle
     for kind in ("bi", "snap"):
         error = await refused(call.create_snapshot("snapshot-1", "pvc-2", type=kind))
         assert error.code is StatusCode.ABORTED
-    assert (await refused(call.create_volume("pvc-3", volume_id="pvc-2"))).code is (
-        StatusCode.ABORTED
-    )
+    for source in ({"volume_id": "pvc-2"}, {"handle": export_of("pvc-2")}):
+        error = await refused(call.create_volume("pvc-3", **source))
+        assert error.code is StatusCode.ABORTED
 
 
 # --- lists

@@ -7,6 +7,7 @@ unexpected error.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -71,6 +72,9 @@ async def _call(rpc: str, behaviour: Any, request: Any, context: Any) -> Any:
     started = time.monotonic()
     try:
         response = await behaviour(request, context)
+    except asyncio.CancelledError:
+        _log.info("%s %s: caller left after %.0f ms", rpc, _subject(request), _elapsed_ms(started))
+        raise
     except aio.AbortError:
         raise
     except Exception as error:

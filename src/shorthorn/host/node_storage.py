@@ -32,7 +32,7 @@ from shorthorn.domain.node_ports import (
     MountPoint,
 )
 from shorthorn.host import bind_mounts, file_systems, loop_devices, mounts, reflink, sparse_copy
-from shorthorn.kit.process import CommandFailed, CommandMissing
+from shorthorn.kit.process import CommandFailed, CommandMissing, CommandTimedOut
 from shorthorn.kit.threads import in_thread
 
 #: linux/fs.h: _IO(0x12, 93)
@@ -101,7 +101,7 @@ class HostNodeStorage:
     async def format(self, device: str, fs_type: str) -> None:
         """Make a file system."""
         try:
-            with _tool_errors("mkfs"):
+            with _tool_errors(device):
                 await file_systems.make(fs_type, Path(device))
         except file_systems.UnsupportedFileSystem as exc:
             raise InvalidArgument("fs_type", str(exc)) from exc
@@ -112,7 +112,7 @@ class HostNodeStorage:
 
     async def grow_unmounted(self, device: str, fs_type: str) -> None:
         """Let an ext4 that is not mounted fill its device; others grow when they are mounted."""
-        with _tool_errors("resize2fs"):
+        with _tool_errors(device):
             await file_systems.grow_unmounted(fs_type, Path(device))
 
     async def grow(self, mount: MountPoint) -> None:
@@ -121,7 +121,7 @@ class HostNodeStorage:
         if found is None:
             return
         try:
-            with _tool_errors("growing"):
+            with _tool_errors(mount.device):
                 await file_systems.grow(found.fs_type, Path(mount.device), Path(mount.target))
         except file_systems.UnsupportedFileSystem:
             return  # ext2, ext3: mounted as they are
@@ -154,7 +154,10 @@ class HostNodeStorage:
         options: Sequence[str],
     ) -> None:
         """Mount; errors of the kernel become what they mean to a caller."""
-        Path(target).mkdir(parents=True, exist_ok=True, mode=0o750)
+        try:
+            Path(target).mkdir(parents=True, exist_ok=True, mode=0o750)
+        except (FileExistsError, NotADirectoryError) as exc:
+            raise InvalidArgument("staging_target_path", f"{target} is no directory") from exc
         words = [*file_systems.mount_options(fs_type), *options]
         try:
             await mounts.mount(
@@ -301,18 +304,23 @@ def _device_path(number: int) -> str:
 def _mount_error(exc: mounts.MountFailed, device: str, *, is_read_only: bool) -> Exception:
     if is_read_only and exc.errno in (errno.EROFS, errno.EACCES):
         return JournalReplayNeeded(device)
-    if exc.errno == errno.EUCLEAN:
+    if exc.errno in (errno.EUCLEAN, errno.EIO):
         return Corrupt("file system", device, exc.reason)
     if exc.errno == errno.EBUSY:
         return InUse("device", device, exc.reason)
-    return InvalidArgument("volume_capability", f"{exc} (mount options, or the volume's content)")
+    if exc.errno == errno.EINVAL:
+        return InvalidArgument("volume_capability", f"{exc}; look at the mount options")
+    return Unavailable("mount", str(exc))
 
 
 @contextmanager
-def _tool_errors(what: str) -> Iterator[None]:
+def _tool_errors(device: str) -> Iterator[None]:
+    """Say what a failed tool means: it is missing, too slow, or the file system is damaged."""
     try:
         yield
     except CommandMissing as exc:
-        raise Unavailable(what, str(exc)) from exc
+        raise Unavailable(exc.tool, str(exc)) from exc
+    except CommandTimedOut as exc:
+        raise Unavailable(exc.argv[0], str(exc)) from exc
     except CommandFailed as exc:
-        raise WrongState("file system", what, "not possible", f"that it works: {exc}") from exc
+        raise Corrupt("file system", device, str(exc)) from exc

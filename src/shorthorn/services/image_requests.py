@@ -81,7 +81,7 @@ def merge_handle(parameters: Mapping[str, str], handle: BackingImageHandle) -> d
 def request_of_handle(handle: BackingImageHandle) -> ImageRequest:
     """Return what a handle alone asks for."""
     return ImageRequest(
-        handle.backing_image, handle.source_type, handle.checksum, dict(handle.parameters)
+        handle.backing_image, handle.source_type, handle.checksum.strip(), dict(handle.parameters)
     )
 
 

@@ -7,11 +7,14 @@ by `services.snapshots` (CSI snapshots of type bi) and `services.volumes` (volum
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shorthorn.domain.errors import (
     AlreadyExists,
+    Conflict,
     ImageFailed,
     InvalidArgument,
     NotFound,
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
     from shorthorn.domain.ports import ClaimDirectory, Registry
     from shorthorn.kit.keyed import KeyedOperations
 
+#: On an image of which CreateSnapshot has answered the point in time while it was not ready.
+PROMISED: Final = "shorthorn.io/point-in-time-promised"
+_UPDATE_ATTEMPTS = 10
+
 
 class ImageService:
     """See the module. One per process; all state is in the registries."""
@@ -67,7 +74,8 @@ class ImageService:
         given if only conversion is missing.
 
         Raises: AlreadyExists: the name has other content. NotFound: no such volume. StillWorking:
-            nothing is fixed yet. What the export failed of; then nothing of it remains.
+            nothing is fixed yet. What the export failed of: nothing of it remains then, unless its
+            point in time was answered before; such an image keeps its failure until it is deleted.
         """
         image_name, budget = object_name(name), Budget(timeout_s)
         image = await self._operations.run(
@@ -156,12 +164,35 @@ class ImageService:
         name = image.meta.name
         image = await self._wait_settled(image, budget)
         if image.failure and not image.is_ready:
-            # The snapshotter forgets a snapshot that failed, so nothing of it may stay behind.
-            await delete_and_wait(self._images, name, image.meta.uid, budget=budget)
+            if PROMISED not in image.meta.annotations:
+                # The snapshotter forgets a snapshot that failed before it got a handle, so nothing
+                # of it may stay behind.
+                await delete_and_wait(self._images, name, image.meta.uid, budget=budget)
             raise _failure_of(image)
         if not image.status.point_in_time:
             raise StillWorking(f"backing image {name}", progress_of(image))
+        if not image.is_ready:
+            await self._promise(image)
         return _answer(image, handle_of(image), await self._volume_bytes(image))
+
+    async def _promise(self, image: BackingImage) -> None:
+        """Record that a caller is told the point in time before the image is ready.
+
+        From then on a failure stays with the image: made anew, it would hold another moment's data.
+        Raises: StillWorking: the object changes too often to write to it.
+        """
+        for _ in range(_UPDATE_ATTEMPTS):
+            current = await self._images.find(image.meta.name)
+            if current is None or current.meta.uid != image.meta.uid:
+                raise OperationPending(f"backing image {image.meta.name}, which is being deleted")
+            if PROMISED in current.meta.annotations:
+                return
+            annotations = {**current.meta.annotations, PROMISED: "true"}
+            meta = replace(current.meta, annotations=annotations)
+            with contextlib.suppress(Conflict):
+                await self._images.update(replace(current, meta=meta))
+                return
+        raise StillWorking(f"backing image {image.meta.name}", progress_of(image))
 
     async def _check_exportable(self, volume_id: str) -> None:
         volume = await self._find_volume(volume_id)
@@ -202,6 +233,8 @@ class ImageService:
         """Raise InvalidArgument where `volume_name` is no volume handle, naming the right one."""
         volume = await self._find_volume(volume_name)
         if volume is not None and not volume.meta.deleting:
+            if volume.status.state is VolumeState.PENDING:
+                raise OperationPending(f"volume {volume_name}")
             return
         handles = await self._claims.volume_handles_of_claim(volume_name)
         problem = f"there is no volume {volume_name}"
