@@ -147,7 +147,7 @@ class Handlers:
         self, kind: Kind, path: ResourcePath, request: Request, warnings: Warnings
     ) -> Response:
         write = self._write(kind, path, request, warnings)
-        apply = _patch_function(kind, request, decode_json, await _read_body(request))
+        apply = _patch_function(kind, request, await _read_body(request))
 
         def work(tx: Transaction) -> Row:
             try:
@@ -260,20 +260,18 @@ async def _read_object(request: Request) -> dict[str, Any]:
     return decode_object(await _read_body(request), request.headers.get("content-type", ""))
 
 
-def _patch_function(
-    kind: Kind, request: Request, decode: Callable[[bytes], Any], body: bytes
-) -> Callable[[dict[str, Any]], Any]:
+def _patch_function(kind: Kind, request: Request, body: bytes) -> Callable[[dict[str, Any]], Any]:
     media_type = media_type_of(request.headers.get("content-type", ""))
     if media_type == MERGE_PATCH:
-        changes = decode(body)
+        changes = decode_json(body)
         if not isinstance(changes, dict):
             raise status.bad_request("a merge patch must be an object")
         return lambda document: patch.apply_merge_patch(document, changes)
     if media_type == JSON_PATCH:
-        operations = decode(body)
+        operations = decode_json(body)
         return lambda document: patch.apply_json_patch(document, operations)
     if media_type == STRATEGIC_MERGE_PATCH and kind.is_core:
-        changes = decode(body)
+        changes = decode_json(body)
         return lambda document: patch.apply_strategic_merge_patch(document, changes, kind.openapi)
     accepted = (JSON_PATCH, MERGE_PATCH, *((STRATEGIC_MERGE_PATCH,) if kind.is_core else ()))
     raise unsupported_patch(media_type, accepted)

@@ -41,7 +41,7 @@ _BUILTIN_FIELDS: Mapping[str, tuple[str, ...]] = {
     ),
     "pods": ("spec.nodeName", "status.phase"),
 }
-#: Categories of core kinds in discovery; the CRD files say it for the rest.
+#: Groups that a real API server has compiled in; the rest are custom resources.
 _CORE_GROUPS = frozenset({"", "storage.k8s.io", "coordination.k8s.io", "events.k8s.io"})
 
 

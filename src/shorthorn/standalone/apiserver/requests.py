@@ -71,7 +71,7 @@ class ListOptions:
 
 def list_options(query: Mapping[str, str]) -> ListOptions:
     """Read the options of a list or watch. Raises: StatusError 400."""
-    timeout = query.get("timeoutSeconds", "")
+    timeout_s = float(_number(query, "timeoutSeconds"))
     return ListOptions(
         label_selector=query.get("labelSelector", ""),
         field_selector=query.get("fieldSelector", ""),
@@ -80,7 +80,7 @@ def list_options(query: Mapping[str, str]) -> ListOptions:
         resource_version=query.get("resourceVersion", ""),
         resource_version_match=query.get("resourceVersionMatch", ""),
         is_watch=_flag(query, "watch"),
-        timeout_s=float(_number(query, "timeoutSeconds")) if timeout else None,
+        timeout_s=timeout_s or None,
         has_bookmarks=_flag(query, "allowWatchBookmarks"),
         wants_initial_events=_flag(query, "sendInitialEvents"),
         include_object=query.get("includeObject", "Metadata"),
