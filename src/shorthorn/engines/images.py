@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shorthorn.domain.errors import Corrupt, DomainError, NotFound
 from shorthorn.engines import records
-from shorthorn.engines.catalogue import Catalogue
+from shorthorn.engines.catalogue import Catalogue, subdirectories
 from shorthorn.engines.extent_budget import keep_within_budget
 from shorthorn.engines.failures import translated
 from shorthorn.engines.layout import IMAGE_ARTIFACT, IMAGE_BASE, IMAGE_RECORD, is_key
@@ -23,7 +24,6 @@ from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from shorthorn.domain.models import FileUsage, ImageKey, ImageRecord
     from shorthorn.engines.pool import OpenPool
@@ -46,8 +46,9 @@ class Images:
             self._directories,
         )
 
-    def _directories(self) -> Iterator[Path]:
-        return self._pool.layout.images.glob("*/*")
+    def _directories(self) -> Iterator[str]:
+        for name in subdirectories(self._pool.layout.images):
+            yield from subdirectories(Path(name))
 
     async def staging_dir(self, key: ImageKey) -> Path:
         """See ports.Engine."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shorthorn.domain.errors import AlreadyExists, NotFound
 from shorthorn.engines import records
-from shorthorn.engines.catalogue import Catalogue
+from shorthorn.engines.catalogue import Catalogue, subdirectories
 from shorthorn.engines.failures import cleaned_up, translated
 from shorthorn.engines.layout import SNAPSHOT_DATA, SNAPSHOT_RECORD, VOLUME_DATA, is_name
 from shorthorn.host import extents
@@ -33,7 +33,7 @@ class Snapshots:
             SNAPSHOT_RECORD,
             records.SnapshotJson,
             records.SnapshotJson.record,
-            pool.layout.snapshots.iterdir,
+            lambda: subdirectories(pool.layout.snapshots),
         )
 
     async def create(self, snapshot_id: str, volume: VolumeRecord) -> SnapshotRecord:

@@ -29,7 +29,7 @@ from shorthorn.domain.errors import (
 from shorthorn.domain.models import FormatState, ImageKey, VolumeRecord, VolumeSource
 from shorthorn.engines import records
 from shorthorn.engines.capture import METADATA_BYTES, mount_points
-from shorthorn.engines.catalogue import Catalogue
+from shorthorn.engines.catalogue import Catalogue, subdirectories
 from shorthorn.engines.failures import cleaned_up, translated
 from shorthorn.engines.layout import (
     IMAGE_BASE,
@@ -66,7 +66,7 @@ class Volumes:
             VOLUME_RECORD,
             records.VolumeJson,
             records.VolumeJson.record,
-            pool.layout.volumes.iterdir,
+            lambda: subdirectories(pool.layout.volumes),
         )
 
     async def create(

@@ -60,6 +60,7 @@ async def in_stoppable_thread(work: Callable[[threading.Event], Result]) -> Resu
 async def wait_to_the_end(
     future: asyncio.Future[Result], *, on_cancel: Callable[[], None] = lambda: None
 ) -> Result:
+    """Return or raise what `future` does; a cancellation is delivered when it has ended."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
