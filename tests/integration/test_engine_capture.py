@@ -22,7 +22,7 @@ from tests.integration.attached_volumes import (
     write_succeeds,
 )
 
-from shorthorn.domain.errors import InUse, StillWorking
+from shorthorn.domain.errors import InUse, StillWorking, WrongState
 from shorthorn.domain.models import ImageFormat, ImageKey, VolumeSource
 from shorthorn.engines.capture import Capture, Cloner
 from shorthorn.engines.local import LocalEngine
@@ -235,6 +235,20 @@ async def test_a_freeze_that_ends_too_early_is_tried_again(
             await capture.take("v", Path(volume.path), copy)
         assert not copy.exists()
         await write_succeeds(live)
+
+
+async def test_a_file_system_that_somebody_else_froze_is_not_captured(
+    engine: LocalEngine, pool_dir: Path, tmp_path: Path
+) -> None:
+    volume = await engine.create_volume("v", EXT4.size_bytes, BLANK)
+    async with formatted(volume.path, tmp_path / "live") as live:
+        await run("fsfreeze", "--freeze", live)
+        with pytest.raises(WrongState, match="frozen already"):
+            await engine.create_snapshot("s", "v")
+        assert await engine.find_snapshot("s") is None
+        assert list(pool_dir.glob("staging/*/*")) == []
+        await run("fsfreeze", "--unfreeze", live)  # nobody has thawed it
+        await engine.create_snapshot("s", "v")
 
 
 async def test_a_volume_in_use_is_not_deleted(engine: LocalEngine, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import itertools
 import os
 import random
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import pytest
 from tests.integration import storage
 
 from shorthorn.domain.errors import NoSpace
-from shorthorn.domain.models import FileUsage, ImageFormat, ImageKey, VolumeSource
+from shorthorn.domain.models import FileUsage, ImageFormat, ImageKey, ImageRecord, VolumeSource
 from shorthorn.engines.extent_budget import keep_within_budget
 from shorthorn.engines.layout import Layout
 from shorthorn.engines.local import LocalEngine
@@ -130,6 +131,54 @@ async def test_an_image_in_too_many_pieces_is_rewritten_in_one(pool_dir: Path) -
     assert base.stat().st_size == 64 * MIB
     assert reports[-1] == (32 * MIB, 32 * MIB)
     assert [path.name for path in pool_dir.iterdir()] == ["base.raw"]
+
+
+@pytest.mark.parametrize("kind", list(ImageFormat))
+async def test_an_export_in_too_many_pieces_is_committed_in_one(
+    pool_dir: Path, kind: ImageFormat
+) -> None:
+    engine = LocalEngine(pool_dir, extents_max=100)
+    await engine.open()
+    volume = await engine.create_volume("v", 64 * MIB, BLANK)
+    fragment(Path(volume.path))
+    await engine.begin_export(KEY, "v", kind)
+    reports: list[Progress] = []
+    image = await engine.finish_export(KEY, reports.append)
+    base, artifact = Path(image.base_path), Path(image.artifact_path)
+    assert (await engine.measure_image(KEY)).extent_count == 1
+    assert await extents.shared_with(base, artifact) == 32 * MIB
+    assert base.read_bytes() == Path(volume.path).read_bytes()
+    assert "writing in one piece" in {report.message for report in reports}
+    await engine.close()
+
+
+async def test_a_download_in_too_many_pieces_stays_one_file_with_its_artifact(
+    pool_dir: Path,
+) -> None:
+    engine = LocalEngine(pool_dir, extents_max=100)
+    await engine.open()
+    staging = await engine.staging_dir(KEY)
+    fragment(staging / "artifact")
+    (staging / "base.raw").hardlink_to(staging / "artifact")
+    content = (staging / "artifact").read_bytes()
+    image = await engine.commit_image(
+        ImageRecord(
+            key=KEY,
+            format=ImageFormat.RAW,
+            size_bytes=64 * MIB,
+            virtual_size_bytes=64 * MIB,
+            checksum="ab" * 64,
+            source={"type": "download"},
+            created_at=datetime.now(UTC),
+            point_in_time=None,
+            artifact_path="",
+            base_path="",
+        )
+    )
+    assert (await engine.measure_image(KEY)).extent_count == 1
+    assert Path(image.base_path).samefile(image.artifact_path)
+    assert Path(image.artifact_path).read_bytes() == content
+    await engine.close()
 
 
 async def test_holes_alone_are_no_reason_to_rewrite(pool_dir: Path) -> None:

@@ -115,7 +115,10 @@ class Exports:
         total = base.stat().st_blocks * 512
         report(Progress(0, total, "checking extents"))
         await keep_within_budget(
-            self._pool.staging, base, on_bytes=_on_loop(report, "writing in one piece")
+            self._pool.staging,
+            base,
+            extents_max=self._pool.extents_max,
+            on_bytes=_on_loop(report, "writing in one piece"),
         )
         try:
             await self._write_artifact(key, base, artifact, journal, report)

@@ -33,7 +33,7 @@ async def keep_within_budget(
     staging: Staging,
     base: Path,
     *,
-    extents_max: int = EXTENTS_MAX,
+    extents_max: int,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> bool:
     """Rewrite the staged file `base` in one piece if it has too many extents; tell if that was so.

@@ -74,7 +74,10 @@ class Images:
         """Put a base in too many pieces into one; it stays one file with its artifact if it was."""
         artifact, base = staged / IMAGE_ARTIFACT, staged / IMAGE_BASE
         is_one_file = artifact.samefile(base)
-        if await keep_within_budget(self._pool.staging, base) and is_one_file:
+        is_rewritten = await keep_within_budget(
+            self._pool.staging, base, extents_max=self._pool.extents_max
+        )
+        if is_rewritten and is_one_file:
             artifact.unlink()
             artifact.hardlink_to(base)
 

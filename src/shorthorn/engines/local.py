@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from shorthorn.domain.errors import InUse, NotFound, Unavailable
 from shorthorn.domain.models import PoolUsage
 from shorthorn.engines.exports import Exports
+from shorthorn.engines.extent_budget import EXTENTS_MAX
 from shorthorn.engines.failures import translated
 from shorthorn.engines.images import Images
 from shorthorn.engines.pool import open_pool
@@ -58,6 +59,7 @@ class LocalEngine:
     """`ports.Engine` on the directory `root`; see there for what each method promises.
 
     Args: owner: who we are, for a second process that wants the pool.
+        extents_max: an image with more of them is rewritten in one piece before it is committed.
         reached: told of every durable step, in order, possibly on another thread; for tests that
             end the process at one of them.
     """
@@ -67,11 +69,13 @@ class LocalEngine:
         root: Path,
         *,
         owner: str = "shorthorn",
+        extents_max: int = EXTENTS_MAX,
         reached: StepObserver = lambda step: None,
     ) -> None:
         self._root = root
         self._lock = DirectoryLock(root, owner=owner)
         self._reached = reached
+        self._extents_max = extents_max
         self._opened: _Parts | None = None
 
     @property
@@ -104,7 +108,7 @@ class LocalEngine:
             # Before the thaw and the sweep: both would hurt an owner who is at work.
             await self._acquire()
             try:
-                parts = _Parts(await open_pool(self._root, self._reached))
+                parts = _Parts(await open_pool(self._root, self._reached, self._extents_max))
                 await parts.images.finish_commits()
             except BaseException:
                 self._lock.release()

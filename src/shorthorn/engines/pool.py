@@ -37,13 +37,15 @@ class OpenPool:
     cloner: Cloner
     staging: Staging
     capture: Capture
+    #: More than so many extents, and an image is rewritten before its commit.
+    extents_max: int
 
     @property
     def root(self) -> Path:
         return self.layout.root
 
 
-async def open_pool(root: Path, reached: StepObserver) -> OpenPool:
+async def open_pool(root: Path, reached: StepObserver, extents_max: int) -> OpenPool:
     """Thaw, check the version, make what a new pool lacks, sweep. The caller owns the directory.
 
     Raises: WrongState: a newer version's pool. Corrupt.
@@ -59,7 +61,7 @@ async def open_pool(root: Path, reached: StepObserver) -> OpenPool:
     await staging.sweep()
     method = REFLINK if await reflink.supports_reflink(layout.staging) else COPY
     cloner = Cloner(method)
-    return OpenPool(layout, pool_uuid, cloner, staging, Capture(cloner, reached))
+    return OpenPool(layout, pool_uuid, cloner, staging, Capture(cloner, reached), extents_max)
 
 
 async def _ensure_pool_record(layout: Layout, staging: Staging) -> str:
