@@ -37,10 +37,12 @@ async def _run(request: dict[str, Any], pipe: int) -> None:
         if count == request["step"]:
             _die(request.get("victims", "process"))
 
-    engine = LocalEngine(Path(request["root"]), reached=reached)
+    scenario = SCENARIOS[request["scenario"]]
+    root = Path(request["root"])
+    engine = LocalEngine(root, reached=reached, extents_max=scenario.extents_max)
     await engine.open()
     is_counting = True
-    await SCENARIOS[request["scenario"]].operate(engine)
+    await scenario.operate(engine)
     await engine.close()
 
 

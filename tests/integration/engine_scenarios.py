@@ -20,6 +20,7 @@ from shorthorn.domain.models import (
     VolumeSource,
 )
 from shorthorn.domain.ports import Engine
+from shorthorn.engines.extent_budget import EXTENTS_MAX
 
 MIB = 1 << 20
 BLANK = VolumeSource()
@@ -33,6 +34,7 @@ class Scenario:
 
     prepare: Callable[[Engine], Awaitable[None]]
     operate: Callable[[Engine], Awaitable[object]]
+    extents_max: int = EXTENTS_MAX
 
 
 async def nothing(engine: Engine) -> None:
@@ -50,6 +52,23 @@ async def volume(engine: Engine) -> None:
 async def snapshot(engine: Engine) -> None:
     await volume(engine)
     await engine.create_snapshot("snap", "source")
+
+
+async def begun_export_in_pieces(engine: Engine) -> None:
+    """Begin the export of a volume that shares every other block with a snapshot."""
+    await snapshot(engine)
+    record = await engine.find_volume("source")
+    assert record is not None
+    with open(record.path, "r+b", buffering=0) as file:
+        for block in range(0, MIB // 4096, 2):
+            os.pwrite(file.fileno(), b"w" * 4096, block * 4096)
+            os.pwrite(file.fileno(), b"x" * 4096, (block + 1) * 4096)
+        os.fsync(file.fileno())
+        await engine.create_snapshot("other", "source")
+        for block in range(0, MIB // 4096, 2):
+            os.pwrite(file.fileno(), b"y" * 4096, block * 4096)
+        os.fsync(file.fileno())
+    await engine.begin_export(KEY, "source", ImageFormat.RAW)
 
 
 def begun_export(kind: ImageFormat) -> Callable[[Engine], Awaitable[None]]:
@@ -120,6 +139,11 @@ SCENARIOS = {
     ),
     "finish an export to qcow2": Scenario(
         begun_export(ImageFormat.QCOW2), lambda e: e.finish_export(KEY, lambda progress: None)
+    ),
+    "finish an export in pieces": Scenario(
+        begun_export_in_pieces,
+        lambda e: e.finish_export(KEY, lambda progress: None),
+        extents_max=8,
     ),
     "export": Scenario(volume, export),
     "commit a download": Scenario(begun_download, lambda e: e.commit_image(downloaded())),

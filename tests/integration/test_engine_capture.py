@@ -111,6 +111,22 @@ async def test_a_snapshot_under_writers_is_a_clean_file_system_with_all_that_was
     assert before < len(numbers) <= after + 1
 
 
+@pytest.mark.parametrize("kind", FILE_SYSTEMS.values(), ids=list(FILE_SYSTEMS))
+async def test_a_volume_that_is_mounted_read_only_is_captured(
+    engine: LocalEngine, kind: FileSystem, tmp_path: Path
+) -> None:
+    volume = await engine.create_volume("v", kind.size_bytes, BLANK)
+    async with formatted(volume.path, tmp_path / "live", kind) as live:
+        (live / "file").write_bytes(b"x")
+    async with (
+        attached(volume.path) as device,
+        mounted(device, tmp_path / "live", kind.name, "ro") as live,
+    ):
+        clone = await engine.create_volume("w", kind.size_bytes, VolumeSource(volume="v"))
+        assert (live / "file").read_bytes() == b"x"
+    assert Path(clone.path).read_bytes() == Path(volume.path).read_bytes()
+
+
 async def test_clones_and_exports_of_a_mounted_volume_hold_what_was_not_synced(
     engine: LocalEngine, tmp_path: Path
 ) -> None:
