@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from shorthorn.commands import claims, handle, lint, service
+from shorthorn.commands import claims, demo, handle, lint, service
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app.command("umount")(claims.umount)
 app.command("path")(claims.path)
 app.add_typer(handle.app, name="handle")
 app.command("lint")(lint.lint)
+app.command("demo", epilog=demo.EPILOG)(demo.demo)
 
 
 def main() -> None:

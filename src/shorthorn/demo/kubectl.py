@@ -129,16 +129,46 @@ class Kubectl:
                 about=[f"{namespace}/{target}"],
             )
 
-    async def wait_text(self, target: str, path: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> str:
+    async def wait_text(
+        self,
+        target: str,
+        path: str,
+        *,
+        namespace: str = "default",
+        timeout_s: float = WAIT_TIMEOUT_S,
+    ) -> str:
         """Wait until a value is set at all, and return it. Raises StepFailed."""
-        self._report.command(f"kubectl get {target} -o jsonpath='{{{path}}}' -w")
+        self._report.command(f"kubectl get {target}{_in(namespace)} -o jsonpath='{{{path}}}'")
         deadline = time.monotonic() + timeout_s
-        while not (found := await self.value(target, path)):
+        while not (found := await self.value(target, path, namespace=namespace)):
             if time.monotonic() > deadline:
                 problem = f"{target}: {path} is not set after {timeout_s:.0f} s"
-                raise StepFailed(problem, about=[f"default/{target}"])
+                raise StepFailed(problem, about=[f"{namespace}/{target}"])
             await asyncio.sleep(_POLL_S)
         return found
+
+    async def wait_gone(self, target: str, *, namespace: str = "default") -> None:
+        """Wait until an object is gone. Raises StepFailed."""
+        kind, _, name = target.partition("/")
+        deadline = time.monotonic() + WAIT_TIMEOUT_S
+        while any(n.endswith(f"/{name}") for n in await self.names(kind, namespace=namespace)):
+            if time.monotonic() > deadline:
+                raise StepFailed(
+                    f"{target} is still there after {WAIT_TIMEOUT_S:.0f} s",
+                    about=[f"{namespace}/{target}"],
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def wait_none(self, kind: str, *, namespace: str = "default") -> None:
+        """Wait until there is no object of a kind. Raises StepFailed."""
+        deadline = time.monotonic() + WAIT_TIMEOUT_S
+        while left := await self.names(kind, namespace=namespace):
+            if time.monotonic() > deadline:
+                raise StepFailed(
+                    f"after {WAIT_TIMEOUT_S:.0f} s there are still {', '.join(left)}",
+                    about=[f"{namespace}/{target}" for target in left],
+                )
+            await asyncio.sleep(_POLL_S)
 
     async def wait_event(self, target: str, word: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> str:
         """Wait for an event of an object whose message holds `word`, and return the message."""
@@ -180,6 +210,10 @@ class Kubectl:
             found = (int(version["major"]), int(version["minor"].rstrip("+")))
             self._waits_for_jsonpath = found >= _WAITS_FOR_JSONPATH
         return self._waits_for_jsonpath
+
+
+def _in(namespace: str) -> str:
+    return "" if namespace == "default" else f" -n {namespace}"
 
 
 def _checked(answer: Answer, arguments: Sequence[str]) -> Answer:

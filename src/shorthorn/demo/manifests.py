@@ -1,7 +1,8 @@
 """The page's manifests, and what is filled in before they are applied.
 
 Owns: `page/*.yaml`, byte for byte the YAML blocks of the page, and the substitutions that the page
-tells its reader to make: URL, checksum, volume handle, names. Must never: change anything else; a
+tells its reader to make: URL, checksum, volume handle, names. `own/` holds what the page takes for
+granted. Must never: change anything else; a
 substitution that does not hit exactly once is a mistake of ours. Pure but for reading package data.
 """
 
@@ -101,6 +102,11 @@ def read(name: str) -> Manifest:
     """Return one of the page's blocks as it stands there."""
     raw = (resources.files(__package__) / "page" / name).read_bytes()
     return Manifest(name, raw.decode())
+
+
+def read_own(name: str) -> str:
+    """Return one of our own manifests, for what the page takes for granted."""
+    return (resources.files(__package__) / "own" / name).read_text()
 
 
 def changed_lines(before: str, after: str) -> list[str]:
