@@ -73,6 +73,11 @@ class TestEmbeddedApi(ApiSuite):
         assert answer.status_code == 400
         assert 'strict decoding error: unknown field "spec.colour"' in answer.json()["message"]
 
+    async def test_the_namespace_of_all_volumes_and_images_may_not_be_deleted(self, api: Api):
+        answer = await api.http.delete("/api/v1/namespaces/longhorn-system")
+        assert answer.status_code == 403
+        assert "this namespace may not be deleted" in answer.json()["message"]
+
     async def test_bookmarks_come_at_intervals_with_the_newest_version(self, api: Api):
         version = (await api.http.get(api.images())).json()["metadata"]["resourceVersion"]
         query = {"resourceVersion": version, "allowWatchBookmarks": "true"}

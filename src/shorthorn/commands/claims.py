@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -27,6 +28,8 @@ Timeout = Annotated[
     float, typer.Option("--timeout", help="Seconds to wait for the claim to be bound.")
 ]
 
+_CLAIM = re.compile(r"(?:[a-z0-9][-a-z0-9]*/)?[a-z0-9][-.a-z0-9]*")
+
 
 def mount(
     claim: Claim,
@@ -40,8 +43,10 @@ def mount(
     """
     from shorthorn.standalone.attachments import Attachments
 
+    target = directory.resolve()
+    _check_target(target, data_dir)
+
     async def work(attachments: Attachments) -> None:
-        target = directory.resolve()
         await attachments.mount(_key(claim), target, read_only=read_only, timeout_s=timeout_s)
 
     _run(data_dir, work)
@@ -57,7 +62,7 @@ def umount(
     from shorthorn.standalone.attachments import Attachments
 
     async def work(attachments: Attachments) -> None:
-        await attachments.unmount(directory.parent.resolve() / directory.name)
+        await attachments.unmount(directory.resolve())
 
     _run(data_dir, work)
 
@@ -69,7 +74,7 @@ def path(claim: Claim, data_dir: DataDir = DEFAULT_DATA_DIR, timeout_s: Timeout 
     """
     from shorthorn.standalone.attachments import Attachments
 
-    target = Settings(data_dir).devices_dir / _key(claim)
+    target = (Settings(data_dir).devices_dir / _key(claim)).resolve()
 
     async def work(attachments: Attachments) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +84,19 @@ def path(claim: Claim, data_dir: DataDir = DEFAULT_DATA_DIR, timeout_s: Timeout 
     typer.echo(target)
 
 
+def _check_target(target: Path, data_dir: Path) -> None:
+    """Refuse what a mount would hide; an empty DIR, as of an unset variable, is the current one."""
+    if target.exists() and not target.is_dir():
+        _refuse(f"{target} is not a directory")
+    if target == Path.cwd():
+        _refuse(f"{target} is the current directory; a mount there would hide what is in it")
+    if target == data_dir or target in data_dir.parents:
+        _refuse(f"a mount at {target} would hide the service's own files in {data_dir}")
+
+
 def _key(claim: str) -> str:
+    if not _CLAIM.fullmatch(claim):
+        _refuse(f"{claim!r} is no claim; give its name, or NAMESPACE/NAME")
     return claim if "/" in claim else f"default/{claim}"
 
 
@@ -88,23 +105,30 @@ def _run(data_dir: Path, work: Callable[..., Awaitable[None]]) -> None:
     from shorthorn.standalone.csi_client import CsiError
 
     settings = Settings(data_dir)
-    if not settings.kubeconfig.exists():
-        _refuse(
-            f"no service has run on {data_dir}; start it with `shorthorn up --data-dir {data_dir}`"
-        )
 
     async def run() -> None:
         async with _attachments(settings) as attachments:
             await work(attachments)
 
     try:
+        if not settings.kubeconfig.exists():
+            _refuse(
+                f"no service has run on {data_dir}; "
+                f"start it with `shorthorn up --data-dir {data_dir}`"
+            )
         asyncio.run(run())
+    except PermissionError as exc:
+        _refuse(f"{exc}; run it as root")
+    except OSError as exc:
+        _refuse(str(exc))
     except ClaimUnusable as exc:
         _refuse(str(exc))
     except CsiError as exc:
         _refuse(exc.message)
     except errors.Unavailable as exc:
         _refuse(f"{exc}; is `shorthorn up --data-dir {data_dir}` running?")
+    except errors.DomainError as exc:
+        _refuse(str(exc))
 
 
 @contextlib.asynccontextmanager

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 FOREGROUND_FINALIZER = "foregroundDeletion"
 ORPHAN_FINALIZER = "orphan"
-#: Namespaces that a real API server refuses to delete.
-_IMMORTAL_NAMESPACES = frozenset({"default", "kube-system"})
+#: Made at start and never deleted: those of a real API server, and the one whose objects stand for
+#: the data of every volume and image on this host. One word must not delete all of it.
+IMMORTAL_NAMESPACES = ("default", "kube-system", "longhorn-system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Deletion:
         if options.policy == "Orphan":
             for dependent in tx.list_dependents(row.uid):
                 self._drop_owners(tx, dependent, {row.uid})
+            finalizers = metadata.get("finalizers", [])
+            metadata["finalizers"] = [f for f in finalizers if f != FOREGROUND_FINALIZER]
         elif options.policy == "Foreground" and _blocking(tx, row.uid):
             finalizers = metadata.setdefault("finalizers", [])
             if FOREGROUND_FINALIZER not in finalizers:
@@ -88,6 +91,12 @@ class Deletion:
             self.delete(tx, row, DeleteOptions())
         elif absent:
             self._drop_owners(tx, row, absent)
+
+    def release_waiting(self, tx: Transaction, uid: str) -> None:
+        """Finish a foreground deletion whose last blocking dependent has changed its owners."""
+        row = tx.find_by_uid(uid)
+        if row is not None:
+            self._finish_foreground(tx, row)
 
     def _target(self, row: Row) -> status.Target:
         plural, _, group = row.resource.partition(".")
@@ -161,7 +170,7 @@ class Deletion:
     def _delete_namespace(
         self, tx: Transaction, row: Row, obj: dict[str, Any], target: status.Target
     ) -> Deleted:
-        if row.name in _IMMORTAL_NAMESPACES:
+        if row.name in IMMORTAL_NAMESPACES:
             raise status.forbidden(target, "this namespace may not be deleted")
         obj["status"] = {**obj.get("status", {}), "phase": "Terminating"}
         marked = self._mark(tx, row, obj)

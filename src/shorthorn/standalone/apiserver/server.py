@@ -17,7 +17,7 @@ import uvicorn
 
 from shorthorn.standalone.apiserver import watch, watch_stream
 from shorthorn.standalone.apiserver.app import App
-from shorthorn.standalone.apiserver.deletion import DeleteOptions
+from shorthorn.standalone.apiserver.deletion import IMMORTAL_NAMESPACES, DeleteOptions
 from shorthorn.standalone.apiserver.handlers import Handlers
 from shorthorn.standalone.apiserver.listening import open_socket, parse_listen
 from shorthorn.standalone.apiserver.registry import Registry, Write
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-NAMESPACES = ("default", "kube-system", "longhorn-system")
 #: How long an Event is kept: a real API server's --event-ttl.
 _EVENT_TTL = dt.timedelta(hours=1)
 _EVENT_SWEEP_INTERVAL_S = 300.0
@@ -169,7 +168,7 @@ class ApiServer:
     def _ensure_namespaces(self, tx: Transaction) -> None:
         kind = self._kinds.find_by_resource("namespaces")
         assert kind is not None, "namespaces are a built-in kind"
-        for name in NAMESPACES:
+        for name in IMMORTAL_NAMESPACES:
             if tx.find(kind.resource, "", name) is None:
                 write = Write(kind, kind.storage_version, "")
                 self._registry.create(tx, write, {"metadata": {"name": name}})
