@@ -50,7 +50,7 @@ from shorthorn.settings import Settings
 from shorthorn.standalone.apiserver.credentials import Tls, ensure_tls, ensure_token
 from shorthorn.standalone.apiserver.kinds import KindInvalid, load_default_kinds
 from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.listening import ListenRefused
+from shorthorn.standalone.apiserver.listening import ListenRefused, parse_listen
 from shorthorn.standalone.apiserver.schema import SchemaUnsupported
 from shorthorn.standalone.apiserver.server import ApiServer
 from shorthorn.standalone.apiserver.store import StoreRefused
@@ -116,7 +116,7 @@ class Daemon:
 
     async def __aenter__(self) -> Daemon:
         try:
-            await self._start()
+            await self._start_or_fail()
         except _START_ERRORS as exc:
             await self._stop()
             raise StartFailed(str(exc)) from exc
@@ -130,10 +130,26 @@ class Daemon:
 
     async def _stop(self) -> None:
         await self._stack.aclose()
-        self.failed.cancel()
+        if not self.failed.cancel() and not self.failed.cancelled():
+            self.failed.exception()  # retrieved: it was raised, or came while we were stopping
+
+    async def _start_or_fail(self) -> None:
+        """Start; a part that dies meanwhile ends it, for the others may wait for that part."""
+        starting = asyncio.create_task(self._start(), name="start")
+        try:
+            await asyncio.wait({starting, self.failed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not starting.done():
+                await _cancel(starting)
+        if not starting.cancelled():
+            starting.result()
+        if self.failed.done():
+            self.failed.result()
 
     async def _start(self) -> None:
         settings = self._settings
+        # Before a pool file takes its space for a service that will not come up.
+        parse_listen(f"{settings.listen_host}:{settings.listen_port}")
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = DirectoryLock(settings.data_dir, owner="shorthorn")
         lock.acquire()

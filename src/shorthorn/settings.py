@@ -82,7 +82,7 @@ def parse_size(text: str) -> int:
     accepted.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
+    if match is None or not int(match[1]):
         raise ValueError(f"{text!r} is not a size; write a number and K, M, G or T, as in 20G")
     return int(match[1]) * _UNITS[match[2].upper()]
 

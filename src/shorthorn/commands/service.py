@@ -7,6 +7,7 @@ anything (`daemon` does).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -197,21 +198,40 @@ def down(
     ] = False,
 ) -> None:
     """Stop the service. Volumes that are mounted stay mounted; data stays where it is."""
+    from shorthorn.host.errors import HostError
+
+    try:
+        _stop(data_dir)
+        if release:
+            _release(data_dir)
+    except PermissionError as exc:
+        _refuse(f"{exc}; run it as root")
+    except (HostError, OSError) as exc:
+        _refuse(str(exc))
+
+
+def _stop(data_dir: Path) -> None:
     from shorthorn.host.locks import find_owner
 
     owner = find_owner(data_dir)
     if owner is None:
         typer.echo(f"nothing runs on {data_dir}")
-    else:
+        return
+    with contextlib.suppress(ProcessLookupError):
         os.kill(owner.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while find_owner(data_dir) is not None:
-            if time.monotonic() > deadline:
-                _refuse(f"process {owner.pid} does not stop; see {data_dir / 'shorthorn.log'}")
-            time.sleep(0.05)
-        typer.echo("stopped; volumes and images stay")
-    if release:
-        from shorthorn.host.pool_file import release_pool
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while find_owner(data_dir) == owner:
+        if time.monotonic() > deadline:
+            _refuse(f"process {owner.pid} does not stop; see {data_dir / 'shorthorn.log'}")
+        time.sleep(0.05)
+    typer.echo("stopped; volumes and images stay")
 
-        asyncio.run(release_pool(data_dir))
-        typer.echo("the pool is unmounted")
+
+def _release(data_dir: Path) -> None:
+    from shorthorn.host.locks import DirectoryLock
+    from shorthorn.host.pool_file import release_pool
+
+    if data_dir.is_dir():
+        with DirectoryLock(data_dir, owner="shorthorn down"):
+            asyncio.run(release_pool(data_dir))
+    typer.echo("the pool is unmounted")

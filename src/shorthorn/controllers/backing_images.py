@@ -65,6 +65,10 @@ class BackingImageReconciler:
         copies = [copy for copy in await self._copies.list() if copy.spec.image == name]
         if image.meta.deleting:
             return await self._delete(image, copies)
+        strays = [copy for copy in copies if copy.spec.image_uuid != image.status.uuid]
+        if strays:
+            # Left by an image of this name whose finalizer somebody took away: not this one's data.
+            return await self._delete(image, strays)
         if IMAGE_FINALIZER not in image.meta.finalizers:
             await hold(self._images, image, IMAGE_FINALIZER)
             return 0

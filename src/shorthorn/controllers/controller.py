@@ -92,20 +92,21 @@ class Controller:
             delay_s = await self._reconcile(key)
         except errors.Conflict:
             delay_s = _CONFLICT_S
+        except asyncio.CancelledError as exc:
+            if _is_cancelled():
+                raise
+            # Something that was awaited was cancelled, not we: a worker must not end by that.
+            delay_s = self._failed(key, exc)
         except Exception as exc:
-            delay_s = self._back_off_s(key)
-            self._log_failure(key, exc, delay_s)
+            delay_s = self._failed(key, exc)
         else:
             self._failures.pop(key, None)
         if delay_s is not None:
             self.enqueue_later(key, delay_s)
 
-    def _back_off_s(self, key: str) -> float:
+    def _failed(self, key: str, exc: BaseException) -> float:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay_s: float = min(_BACK_OFF_S_MAX, _BACK_OFF_S * 2 ** min(failures - 1, 16))
-        return delay_s * random.uniform(0.8, 1.2)
-
-    def _log_failure(self, key: str, exc: Exception, delay_s: float) -> None:
+        delay_s = back_off_s(failures)
         known = isinstance(exc, errors.DomainError)
         log.log(
             logging.WARNING if known else logging.ERROR,
@@ -116,3 +117,15 @@ class Controller:
             delay_s,
             exc_info=None if known else exc,
         )
+        return delay_s
+
+
+def back_off_s(failures: int) -> float:
+    """Return how long to wait after so many failures in a row (1…), with jitter."""
+    delay_s: float = min(_BACK_OFF_S_MAX, _BACK_OFF_S * 2 ** min(failures - 1, 16))
+    return delay_s * random.uniform(0.8, 1.2)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

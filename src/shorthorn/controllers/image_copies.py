@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
 from shorthorn.controllers.transfers import Transfers
@@ -54,6 +55,7 @@ class ImageCopyReconciler:
         self._checksummer = checksummer
         self._locks = locks
         self._transfers: Transfers[ImageRecord] = Transfers(enqueue)
+        self._waits: dict[str, _Wait] = {}
 
     async def close(self) -> None:
         """Stop all transfers; what arrived so far is resumed by the next process."""
@@ -62,13 +64,17 @@ class ImageCopyReconciler:
     async def reconcile(self, name: str) -> float | None:
         copy = await self._copies.find(name)
         if copy is None:
-            await self._transfers.cancel(name)
+            await self._forget(name)
             return None
         if copy.spec.pool_uuid != self._engine.pool_uuid:
             return None
-        ended = self._transfers.take_ended(name)
-        if ended is not None and not copy.meta.deleting and not await self._succeeded(copy, ended):
-            return None
+        ended = self._transfers.find_ended(name)
+        if ended is not None and not copy.meta.deleting:
+            failure = _failure_of(ended)
+            if failure is not None:
+                return await self._give_up(copy, failure)
+            self._transfers.forget(name)
+            self._waits.pop(name, None)
         record = await self._engine.find_image(_key(copy))
         step = planning.plan_copy(copy, record, is_moving=self._transfers.is_known(name))
         return await self._take(step, copy, record)
@@ -82,6 +88,8 @@ class ImageCopyReconciler:
                 return None
             case Step.CAPTURE:
                 await self._capture(copy)
+            case Step.TRANSFER | Step.HASH if self._wait_s(copy.meta.name) > 0:
+                return self._wait_s(copy.meta.name)
             case Step.TRANSFER:
                 await self._start_transfer(copy)
                 return None
@@ -107,14 +115,17 @@ class ImageCopyReconciler:
         try:
             async with self._locks.hold([volume_id]):
                 when = await self._engine.begin_export(
-                    _key(copy), volume_id, ImageFormat(parameters.get("export-type") or "raw")
+                    _key(copy), volume_id, _export_format(parameters.get("export-type"))
                 )
         except Exception as exc:
             if not is_final(exc):
+                await self._report(copy, reason=reason_of(exc), message=str(exc))
                 raise
             await self._fail(copy, exc)
             return
-        await self._report(copy, state=CopyState.STARTING, point_in_time=when)
+        await self._report(
+            copy, state=CopyState.STARTING, point_in_time=when, reason="", message=""
+        )
 
     async def _start_transfer(self, copy: ImageCopy) -> None:
         if copy.status.state is not CopyState.IN_PROGRESS:
@@ -143,25 +154,42 @@ class ImageCopyReconciler:
         self._transfers.start(copy.meta.name, work)
 
     async def _delete(self, copy: ImageCopy) -> None:
-        await self._transfers.cancel(copy.meta.name)
+        await self._forget(copy.meta.name)
         await self._engine.delete_image(_key(copy))
         await release(self._copies, copy)
 
-    async def _succeeded(self, copy: ImageCopy, ended: asyncio.Task[ImageRecord]) -> bool:
-        """Whether the transfer went well; if not, say so in the status, or raise to have it tried
-        again.
+    async def _forget(self, name: str) -> None:
+        await self._transfers.cancel(name)
+        self._waits.pop(name, None)
+
+    async def _give_up(self, copy: ImageCopy, exc: BaseException) -> float | None:
+        """Say in the status that the transfer failed; return when to try again, None: never.
+
+        The end is forgotten only when that is written down: a verdict on a large download would be
+        lost otherwise, and all of it fetched again.
         """
-        exc = ended.exception()
-        if exc is None:
-            return True
-        if copy.status.state is CopyState.READY or not is_final(exc):
-            # A ready image stays ready when only its checksum could not be computed this time.
-            if copy.status.state is not CopyState.READY:
-                await self._report(copy, reason=reason_of(exc), message=str(exc))
-            raise exc
-        await self._engine.discard_staging(_key(copy))
-        await self._fail(copy, exc)
-        return False
+        name = copy.meta.name
+        is_ready = copy.status.state is CopyState.READY
+        if is_ready:
+            # It stays so when only its checksum could not be computed this time.
+            log.warning("image copy %s: %s", name, exc)
+        elif is_final(exc):
+            await self._engine.discard_staging(_key(copy))
+            await self._fail(copy, exc)
+        else:
+            await self._report(copy, reason=reason_of(exc), message=str(exc))
+        self._transfers.forget(name)
+        if is_final(exc) and not is_ready:
+            return None
+        failures = self._waits[name].failures + 1 if name in self._waits else 1
+        delay_s = back_off_s(failures)
+        self._waits[name] = _Wait(failures, asyncio.get_running_loop().time() + delay_s)
+        return delay_s
+
+    def _wait_s(self, name: str) -> float:
+        """Return how long the next transfer has to wait: events come earlier than its time."""
+        wait = self._waits.get(name)
+        return wait.until - asyncio.get_running_loop().time() if wait else 0
 
     # what is written down
 
@@ -203,9 +231,32 @@ class ImageCopyReconciler:
 
     async def _report(self, copy: ImageCopy, **changes: Any) -> None:
         status = dataclasses.replace(copy.status, **changes)
+        if status == copy.status:
+            return
         if status.state is not copy.status.state:
             status = dataclasses.replace(status, changed_at=datetime.now(UTC))
         await self._copies.update_status(dataclasses.replace(copy, status=status))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Wait:
+    """After so many failures in a row, nothing before `until` (the loop's time)."""
+
+    failures: int
+    until: float
+
+
+def _failure_of(ended: asyncio.Task[ImageRecord]) -> BaseException | None:
+    if ended.cancelled():
+        return errors.Unavailable("transfer", "it was cancelled")
+    return ended.exception()
+
+
+def _export_format(text: str | None) -> ImageFormat:
+    try:
+        return ImageFormat(text or ImageFormat.RAW)
+    except ValueError:
+        raise errors.InvalidArgument("export-type", f"{text!r} is neither raw nor qcow2") from None
 
 
 def _key(copy: ImageCopy) -> ImageKey:

@@ -41,19 +41,24 @@ class Transfers(Generic[Result]):
         task.add_done_callback(lambda _: self._on_change(key))
 
     def is_known(self, key: str) -> bool:
-        """Whether `key` is being worked upon, or has ended and was not taken yet."""
+        """Whether `key` is being worked upon, or has ended and was not forgotten yet."""
         return key in self._tasks
 
     def progress(self, key: str) -> Progress:
         return self._progress.get(key, Progress(0, 0))
 
-    def take_ended(self, key: str) -> asyncio.Task[Result] | None:
-        """Return the task of `key` once it has ended, and forget it."""
+    def find_ended(self, key: str) -> asyncio.Task[Result] | None:
+        """Return the task of `key` once it has ended. It stays known until `forget`, so that its
+        end can be looked at again where it could not be written down.
+        """
         task = self._tasks.get(key)
-        if task is None or not task.done():
-            return None
+        return task if task is not None and task.done() else None
+
+    def forget(self, key: str) -> None:
+        """Make room for the next piece of work of `key`; the last one must have ended."""
+        task = self._tasks.get(key)
+        assert task is None or task.done(), f"{key} is still being worked upon"
         self._forget(key)
-        return task
 
     async def cancel(self, key: str) -> None:
         """Stop the work of `key` and return when it has stopped; none is success."""
@@ -77,6 +82,8 @@ class Transfers(Generic[Result]):
             task.exception()  # retrieved: nobody may be left to ask
 
     def _moved(self, key: str, progress: Progress) -> None:
+        if key not in self._tasks:
+            return  # said by another thread before the end, heard after it
         self._progress[key] = progress
         now = asyncio.get_running_loop().time()
         if now - self._told_at.get(key, float("-inf")) >= self._interval_s:

@@ -6,7 +6,9 @@ or answer CSI. Run by `controllers.controller` on the node that owns the pool.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import random
 from collections.abc import Awaitable, Callable
 
 from shorthorn.controllers.finalizers import hold, release
@@ -34,9 +36,13 @@ class VolumeReconciler:
         self._volumes = volumes
         self._engine = engine
         self._locks = locks
+        #: When each volume is to be measured again, in the loop's time.
+        self._measure_at: dict[str, float] = {}
 
     async def reconcile(self, name: str) -> float | None:
         volume = await self._volumes.find(name)
+        if volume is None:
+            self._measure_at.pop(name, None)
         if volume is None or volume.spec.pool_uuid != self._engine.pool_uuid:
             return None
         record = await self._engine.find_volume(name)
@@ -50,11 +56,12 @@ class VolumeReconciler:
                 await release(self._volumes, volume)
             case Step.REPORT_LOST:
                 await self._fail(volume, "Corrupt", "the volume's data is gone from its pool")
+                return None
             case Step.DELETE:
-                await self._attempt(volume, lambda: self._delete(name))
+                return await self._attempt(volume, lambda: self._delete(name))
             case _:
-                await self._attempt(volume, lambda: self._make(volume))
-        return 0 if step is not Step.REPORT_LOST else None
+                return await self._attempt(volume, lambda: self._make(volume))
+        return 0
 
     async def _make(self, volume: Volume) -> None:
         spec = volume.spec
@@ -81,13 +88,17 @@ class VolumeReconciler:
     async def _refresh(self, volume: Volume) -> float | None:
         if volume.status.state is not VolumeState.READY or volume.meta.deleting:
             return None
-        status = await self._measured(volume.meta.name, volume.status)
-        if status != volume.status:
-            await self._report(volume, status)
+        now = asyncio.get_running_loop().time()
+        # Known from before this process: spread, or a start would measure all volumes at once.
+        due = self._measure_at.setdefault(volume.meta.name, now + random.uniform(0, _MEASURE_S))
+        if now < due:
+            return due - now
+        await self._report(volume, await self._measured(volume.meta.name, volume.status))
         return _MEASURE_S
 
     async def _measured(self, name: str, status: VolumeStatus) -> VolumeStatus:
         usage = await self._engine.measure_volume(name)
+        self._measure_at[name] = asyncio.get_running_loop().time() + _MEASURE_S
         return dataclasses.replace(
             status,
             allocated_bytes=usage.allocated_bytes,
@@ -95,9 +106,11 @@ class VolumeReconciler:
             extent_count=usage.extent_count,
         )
 
-    async def _attempt(self, volume: Volume, work: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, volume: Volume, work: Callable[[], Awaitable[None]]) -> float | None:
         """Do `work`; a final error becomes the volume's status, others also show there and are
         tried again. A volume that is ready stays so, whatever its expansion or deletion met.
+
+        Returns: 0: look on at once; None: it failed finally.
         """
         is_ready = volume.status.state is VolumeState.READY
         try:
@@ -105,16 +118,16 @@ class VolumeReconciler:
         except Exception as exc:
             if is_final(exc) and not volume.meta.deleting and not is_ready:
                 await self._fail(volume, reason_of(exc), str(exc))
-                return
+                return None
             status = dataclasses.replace(
                 volume.status,
                 reason=reason_of(exc),
                 message=str(exc),
                 observed_generation=volume.meta.generation,
             )
-            if status != volume.status:
-                await self._report(volume, status)
+            await self._report(volume, status)
             raise
+        return 0
 
     async def _fail(self, volume: Volume, reason: str, message: str) -> None:
         status = dataclasses.replace(
@@ -123,6 +136,8 @@ class VolumeReconciler:
         await self._report(volume, status)
 
     async def _report(self, volume: Volume, status: VolumeStatus) -> None:
+        if status == volume.status:
+            return
         await self._volumes.update_status(dataclasses.replace(volume, status=status))
 
 
@@ -162,10 +177,13 @@ class SnapshotReconciler:
             async with self._locks.hold([volume_id]):
                 record = await self._engine.create_snapshot(name, volume_id)
         except Exception as exc:
-            if not is_final(exc):
-                raise
-            await self._fail(snapshot, reason_of(exc), str(exc))
-            return
+            if is_final(exc):
+                await self._fail(snapshot, reason_of(exc), str(exc))
+                return
+            status = SnapshotStatus(reason=reason_of(exc), message=str(exc))
+            if status != snapshot.status:
+                await self._report(snapshot, status)
+            raise
         usage = await self._engine.measure_snapshot(name)
         status = SnapshotStatus(
             state=VolumeState.READY,
@@ -174,8 +192,11 @@ class SnapshotReconciler:
             allocated_bytes=usage.allocated_bytes,
             shared_bytes=usage.shared_bytes,
         )
-        await self._snapshots.update_status(dataclasses.replace(snapshot, status=status))
+        await self._report(snapshot, status)
 
     async def _fail(self, snapshot: Snapshot, reason: str, message: str) -> None:
         status = SnapshotStatus(state=VolumeState.FAILED, reason=reason, message=message)
+        await self._report(snapshot, status)
+
+    async def _report(self, snapshot: Snapshot, status: SnapshotStatus) -> None:
         await self._snapshots.update_status(dataclasses.replace(snapshot, status=status))

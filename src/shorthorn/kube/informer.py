@@ -87,17 +87,18 @@ class Informer:
                 version = await self._relist()
                 delay_s = _RETRY_S
                 await self._watch(version)
-            except (ApiError, httpx2.HTTPError) as exc:
-                code = exc.status.code if isinstance(exc, ApiError) else None
-                if code != _GONE:
+            except (ApiError, httpx2.HTTPError, ValueError) as exc:
+                # ValueError: a line that was cut off, or is no JSON.
+                if not _is_gone(exc):
                     log.warning(
                         "watch of %s broken, again in %.1f s: %r",
                         self._resource.__name__,
                         delay_s,
                         exc,
                     )
-                    await asyncio.sleep(delay_s)
-                    delay_s = min(delay_s * 2, _RETRY_S_MAX)
+                # Also after 410, which a server under load may answer again and again.
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, _RETRY_S_MAX)
 
     async def _relist(self) -> str:
         options: dict[str, Any] = {} if self._namespace is None else {"namespace": self._namespace}
@@ -138,6 +139,11 @@ class Informer:
     def _notify(self, key: str) -> None:
         for subscription in self._subscriptions:
             subscription.put(key)
+
+
+def _is_gone(exc: Exception) -> bool:
+    """Whether the server says that it has forgotten where the watch was; a new list mends that."""
+    return isinstance(exc, ApiError) and exc.status.code == _GONE
 
 
 def as_mapping(obj: Any) -> Mapping[str, Any]:

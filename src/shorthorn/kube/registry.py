@@ -99,19 +99,21 @@ class KubeRegistry(Generic[Domain]):
                 async for key in keys:
                     if key == name:
                         break
-                current = self._newer(current, self._informer.objects.get(name))
+                current = await self._newer(name, current)
             return current
 
-    def _newer(self, seen: Domain | None, data: Mapping[str, Any] | None) -> Domain | None:
-        """Return what the watch shows, unless it lags behind what was read directly.
+    async def _newer(self, name: str, seen: Domain | None) -> Domain | None:
+        """Return what the watch shows, unless it lags behind what was read directly: it may not
+        know yet that a predecessor of the same name has gone, or only just hear of that.
 
-        Resource versions are compared as numbers, which etcd's and ours are; others are taken as
-        they come.
+        Resource versions are compared as numbers, which etcd's and ours are, over all objects of a
+        kind; others are taken as they come.
         """
+        data = self._informer.objects.get(name)
         if data is None:
-            return None
+            return await self.find(name)
         shown = self._kind.from_object(data)
-        if seen is None or seen.meta.uid != shown.meta.uid:
+        if seen is None:
             return shown
         versions = (seen.meta.resource_version, shown.meta.resource_version)
         if all(version.isdecimal() for version in versions) and int(versions[0]) > int(versions[1]):

@@ -9,6 +9,8 @@ ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from pathlib import Path
 from shorthorn.csi.proto import csi_pb2
 from shorthorn.domain import errors
 from shorthorn.standalone import storage_class
-from shorthorn.standalone.csi_client import CALL_TIMEOUT_S, CsiClient, answer
-from shorthorn.standalone.objects import Object, Objects, annotations_of, key_of
+from shorthorn.standalone.csi_client import CALL_TIMEOUT_S, CsiClient, CsiError, answer
+from shorthorn.standalone.objects import Object, Objects, annotations_of, is_deleting, key_of
 from shorthorn.standalone.provisioner import PUBLISHED, SELECTED_NODE, published_paths
 
 _POLL_S = 0.1
@@ -111,9 +113,16 @@ class Attachments:
                 timeout=CALL_TIMEOUT_S,
             )
         )
-        left = await self._record(key_of(claim), lambda paths: paths - {str(target)})
-        if not left:
+        await self._leave(attached, target)
+
+    async def _leave(self, attached: Attached, target: Path) -> None:
+        """Unstage behind the last publication, and only then forget where it was: whoever is
+        stopped in between can do it again.
+        """
+        claim = await self._claims.find(key_of(attached.claim))
+        if claim is None or not set(published_paths(claim)) - {str(target)}:
             await self._unstage(attached)
+        await self._record(key_of(attached.claim), lambda paths: paths - {str(target)})
 
     async def _claim_at(self, target: Path) -> Object:
         for claim in await self._claims.list():
@@ -123,6 +132,7 @@ class Attachments:
 
     async def _publish(self, attached: Attached, target: Path, *, read_only: bool) -> None:
         """Stage, publish, and have written down before that the claim is in use."""
+        was_published = str(target) in published_paths(attached.claim)
         await self._record(key_of(attached.claim), lambda paths: paths | {str(target)})
         try:
             await self._stage(attached)
@@ -140,9 +150,10 @@ class Attachments:
                 )
             )
         except BaseException:
-            left = await self._record(key_of(attached.claim), lambda paths: paths - {str(target)})
-            if not left:
-                await self._unstage(attached)
+            if not was_published:
+                # What went wrong first is what the user must see; `umount` tidies up the rest.
+                with contextlib.suppress(CsiError, errors.DomainError):
+                    await self._leave(attached, target)
             raise
 
     async def _stage(self, attached: Attached) -> None:
@@ -171,8 +182,7 @@ class Attachments:
             )
         )
         for directory in (path, path.parent):
-            if directory.exists():
-                directory.rmdir()
+            _remove_empty(directory)
 
     def _staging_path(self, attached: Attached) -> Path:
         return self._staging_dir / str(attached.volume["metadata"]["name"]) / "globalmount"
@@ -199,6 +209,8 @@ class Attachments:
         claim = await self._claims.find(key)
         if claim is None:
             raise ClaimUnusable(f"there is no claim {key}; `kubectl get pvc -A` lists them")
+        if is_deleting(claim) and not published_paths(claim):
+            raise ClaimUnusable(f"claim {key} is being deleted")
         if not claim["spec"].get("volumeName") and SELECTED_NODE not in annotations_of(claim):
             node = await answer(
                 self._driver.node.NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=CALL_TIMEOUT_S)
@@ -241,3 +253,14 @@ class Attachments:
             return ""
         latest = max(mine, key=lambda event: event.get("lastTimestamp") or "")
         return f"{latest['reason']}: {latest['message']}"
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove a directory unless somebody has put something into it meanwhile."""
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+            raise

@@ -41,7 +41,7 @@ async def content_source(
     claim: Object, driver: str, lookups: Lookups
 ) -> csi_pb2.VolumeContentSource | None:
     """Return the content source of a claim, None for a blank volume. Raises NotYet, Refused."""
-    source = claim["spec"].get("dataSourceRef") or claim["spec"].get("dataSource")
+    source = source_of(claim)
     if not source:
         return None
     namespace = claim["metadata"]["namespace"]
@@ -58,6 +58,16 @@ async def content_source(
             raise Refused(
                 f"dataSource of kind {kind} in API group {group!r} is not supported{hint}"
             )
+
+
+def source_of(claim: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the claim's dataSourceRef or dataSource, which are equal where both are given; empty:
+    the claim begins blank.
+    """
+    source: Mapping[str, Any] = claim["spec"].get("dataSourceRef") or claim["spec"].get(
+        "dataSource", {}
+    )
+    return source
 
 
 async def _from_snapshot(

@@ -100,7 +100,7 @@ class Provisioner:
             return None
         found = await self._classes.find(name)
         if found is None:
-            await self._events.warning(
+            self._events.warning(
                 claim, "ProvisioningFailed", f'storageclass.storage.k8s.io "{name}" not found'
             )
         return found
@@ -110,7 +110,7 @@ class Provisioner:
             return True
         if SELECTED_NODE in annotations_of(claim):
             return True
-        await self._events.normal(
+        self._events.normal(
             claim,
             "WaitForFirstConsumer",
             "waiting for first consumer: run `shorthorn mount` or `shorthorn path` on this claim",
@@ -120,7 +120,7 @@ class Provisioner:
     async def _provision(self, claim: Object, cls: Object) -> float | None:
         key = key_of(claim)
         if key not in self._failures:
-            await self._events.normal(
+            self._events.normal(
                 claim, "Provisioning", f"driver {self._driver_name} is making the volume"
             )
         try:
@@ -130,17 +130,17 @@ class Provisioner:
                 self._driver.controller.CreateVolume(request, timeout=CALL_TIMEOUT_S)
             )
         except (NotYet, Refused, errors.InvalidArgument) as exc:
-            await self._events.warning(claim, "ProvisioningFailed", str(exc))
+            self._events.warning(claim, "ProvisioningFailed", str(exc))
             return self._retry_s(key)
         except CsiError as exc:
             if not exc.is_final:
-                await self._events.normal(claim, "Provisioning", exc.message)
+                self._events.normal(claim, "Provisioning", exc.message)
                 return _RETRY_S
-            await self._events.warning(claim, "ProvisioningFailed", exc.message)
+            self._events.warning(claim, "ProvisioningFailed", exc.message)
             return self._retry_s(key)
         self._failures.pop(key, None)
         await self._create_volume(claim, cls, created.volume)
-        await self._events.normal(
+        self._events.normal(
             claim, "ProvisioningSucceeded", f"volume {created.volume.volume_id} is provisioned"
         )
         return 0
@@ -178,7 +178,10 @@ class Provisioner:
         except errors.AlreadyExists:
             created = await self._volumes.find(volume["metadata"]["name"]) or volume
         await self._set_phase(self._volumes, dict(created), "Bound")
-        claim = await self._claims.find(key_of(claim)) or claim
+        current = await self._claims.find(key_of(claim))
+        if current is None or current["metadata"]["uid"] != claim["metadata"]["uid"]:
+            return  # gone by force: the volume is released and reclaimed
+        claim = current
         claim["spec"]["volumeName"] = volume["metadata"]["name"]
         claim["metadata"].setdefault("annotations", {}).update(_BIND_COMPLETED)
         await self._claims.replace(claim)
@@ -222,7 +225,7 @@ class Provisioner:
             return None
         owner = volume["spec"].get("claimRef") or {}
         if owner.get("uid") not in (None, claim["metadata"]["uid"]):
-            await self._events.warning(
+            self._events.warning(
                 claim,
                 "FailedBinding",
                 f'volume "{claim["spec"]["volumeName"]}" already bound to a different claim',
@@ -287,19 +290,20 @@ class Provisioner:
                     )
                 )
         except CsiError as exc:
-            await self._events.warning(claim, "VolumeResizeFailed", exc.message)
+            self._events.warning(claim, "VolumeResizeFailed", exc.message)
             return None
+        self._failures.pop(key_of(claim), None)
         capacity = format_quantity(grown.capacity_bytes)
         volume["spec"]["capacity"]["storage"] = capacity
         await self._volumes.replace(volume)
-        await self._events.normal(claim, "VolumeResizeSuccessful", f"the volume has {capacity} now")
+        self._events.normal(claim, "VolumeResizeSuccessful", f"the volume has {capacity} now")
         return capacity
 
     async def _may_grow(self, claim: Object) -> bool:
         cls = await self._classes.find(claim["spec"].get("storageClassName") or "-")
         if cls is not None and cls.get("allowVolumeExpansion"):
             return True
-        await self._events.warning(
+        self._events.warning(
             claim, "VolumeResizeFailed", "the StorageClass does not have allowVolumeExpansion: true"
         )
         return False
@@ -308,7 +312,7 @@ class Provisioner:
         """Remove the claim's protection once nothing uses it and nothing half made is left."""
         if published_paths(claim):
             where = ", ".join(published_paths(claim))
-            await self._events.warning(
+            self._events.warning(
                 claim, "InUse", f"deletion waits: mounted at {where}; run `shorthorn umount`"
             )
             return None
@@ -319,7 +323,7 @@ class Provisioner:
             try:
                 await self._delete_data(f"pvc-{claim['metadata']['uid']}")
             except CsiError as exc:
-                await self._events.warning(claim, "VolumeFailedDelete", exc.message)
+                self._events.warning(claim, "VolumeFailedDelete", exc.message)
                 return self._retry_s(key_of(claim))
         await self._claims.replace(claim)
         return None
@@ -336,7 +340,7 @@ class Provisioner:
             return None
         owner = volume["spec"].get("claimRef")
         claim = await self._claims.find(f"{owner['namespace']}/{owner['name']}") if owner else None
-        if claim is not None and claim["metadata"]["uid"] == owner["uid"]:
+        if claim is not None and _is_bound(claim, volume):
             return None
         if owner and owner.get("uid"):
             await self._set_phase(self._volumes, volume, "Released")
@@ -351,7 +355,7 @@ class Provisioner:
         try:
             await self._delete_data(volume["spec"]["csi"]["volumeHandle"])
         except CsiError as exc:
-            await self._events.warning(volume, "VolumeFailedDelete", exc.message)
+            self._events.warning(volume, "VolumeFailedDelete", exc.message)
             return self._retry_s(key_of(volume))
         self._failures.pop(key_of(volume), None)
         await self._volumes.delete(key_of(volume))
@@ -371,6 +375,14 @@ class Provisioner:
 def published_paths(claim: Mapping[str, Any]) -> list[str]:
     """Return where the claim is mounted now."""
     return annotations_of(claim).get(PUBLISHED, "").split("\n") if _is_published(claim) else []
+
+
+def _is_bound(claim: Mapping[str, Any], volume: Mapping[str, Any]) -> bool:
+    """Whether `volume`, whose claimRef names `claim`, is or will be the claim's."""
+    uid = volume["spec"]["claimRef"].get("uid")
+    if uid:
+        return bool(uid == claim["metadata"]["uid"])
+    return bool(claim["spec"].get("volumeName") == volume["metadata"]["name"])
 
 
 def _is_published(claim: Mapping[str, Any]) -> bool:

@@ -14,6 +14,9 @@ from shorthorn.domain import errors
 _FORM = re.compile(
     r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E))?"
 )
+_CHARS_MAX = 64
+_EXPONENT_MAX = 30
+"""2^63 has 19 digits; an exponent of a thousand millions would fill the memory with zeros."""
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
@@ -21,9 +24,11 @@ _DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15,
 def parse_quantity(text: str) -> int:
     """Return whole bytes, fractions rounded up. Raises InvalidArgument."""
     match = _FORM.fullmatch(text.strip())
-    if match is None:
+    if match is None or len(text) > _CHARS_MAX:
         raise errors.InvalidArgument("quantity", f"{text!r} is not a quantity such as 5Gi or 500M")
     number, exponent, unit = match.groups()
+    if exponent and abs(int(exponent[1:])) > _EXPONENT_MAX:
+        raise errors.InvalidArgument("quantity", f"{text!r} is out of range")
     value = Decimal(number + (exponent or ""))
     if unit in _BINARY:
         value *= 1 << _BINARY[unit]

@@ -13,12 +13,17 @@ from lightkube import AsyncClient
 
 from shorthorn.controllers.controller import Controller
 from shorthorn.standalone import objects
-from shorthorn.standalone.claim_source import Lookups
+from shorthorn.standalone.claim_source import Lookups, source_of
 from shorthorn.standalone.csi_client import CsiClient
 from shorthorn.standalone.events import EventRecorder
 from shorthorn.standalone.objects import Object, Objects, key_of
 from shorthorn.standalone.provisioner import Provisioner
 from shorthorn.standalone.snapshotter import Snapshotter, owner_key
+
+_CLAIMS_AT_ONCE = 100
+"""external-provisioner's --worker-threads: a claim that waits for a download must not hold up
+others.
+"""
 
 COMPONENT = "shorthorn"
 """The source of our events."""
@@ -55,10 +60,14 @@ class Roles:
             self._recorder,
             driver_name=driver_name,
         )
-        self._claim_controller = Controller("claims", provisioner.reconcile_claim)
+        self._claim_controller = Controller(
+            "claims", provisioner.reconcile_claim, workers=_CLAIMS_AT_ONCE
+        )
         self._volume_controller = Controller("volumes", provisioner.reconcile_volume)
         self._snapshot_controller = Controller("snapshots", snapshotter.reconcile_snapshot)
-        self._content_controller = Controller("contents", snapshotter.reconcile_content)
+        self._content_controller = Controller(
+            "contents", snapshotter.reconcile_content, workers=_CLAIMS_AT_ONCE
+        )
 
     async def run(self) -> None:
         """Run both roles until cancelled."""
@@ -74,6 +83,7 @@ class Roles:
                 self._content_controller,
             ):
                 group.create_task(controller.run())
+            group.create_task(self._recorder.run())
             group.create_task(self._follow(self._claims, self._claim_changed))
             group.create_task(self._follow(self._volumes, self._volume_changed))
             group.create_task(self._follow(self._classes, self._class_changed))
@@ -108,14 +118,15 @@ class Roles:
             return
         if claim["spec"].get("volumeName"):
             self._volume_controller.enqueue(claim["spec"]["volumeName"])
-        source = claim["spec"].get("dataSource") or {}
+        source = source_of(claim)
         if source.get("kind") == "VolumeSnapshot":
             self._snapshot_controller.enqueue(f"{claim['metadata']['namespace']}/{source['name']}")
-        self._wake_snapshots_of(claim)
+        self._wake_copies_of(claim)
 
-    def _wake_snapshots_of(self, claim: Object) -> None:
-        """A snapshot may wait for its source claim to become bound."""
+    def _wake_copies_of(self, claim: Object) -> None:
+        """A snapshot or clone may wait for its source claim to become bound."""
         mine = claim["metadata"]
+        self._wake_claims_from("PersistentVolumeClaim", mine["namespace"], mine["name"])
         for snapshot in self._snapshots.informer.objects.values():
             source = snapshot["spec"]["source"].get("persistentVolumeClaimName")
             if (snapshot["metadata"]["namespace"], source) == (mine["namespace"], mine["name"]):
@@ -138,14 +149,22 @@ class Roles:
     def _snapshot_changed(self, key: str, snapshot: Object | None) -> None:
         self._snapshot_controller.enqueue(key)
         namespace, _, name = key.partition("/")
-        for claim in self._claims.informer.objects.values():
-            source = claim["spec"].get("dataSource") or {}
-            if (claim["metadata"]["namespace"], source.get("name")) == (namespace, name):
-                self._claim_controller.enqueue(key_of(claim))
+        self._wake_claims_from("VolumeSnapshot", namespace, name)
         if snapshot is not None:
             bound = (snapshot.get("status") or {}).get("boundVolumeSnapshotContentName")
             if bound:
                 self._content_controller.enqueue(bound)
+
+    def _wake_claims_from(self, kind: str, namespace: str, name: str) -> None:
+        """Look at the claims that wait to begin as this object."""
+        for claim in self._claims.informer.objects.values():
+            source = source_of(claim)
+            if (
+                not claim["spec"].get("volumeName")
+                and claim["metadata"]["namespace"] == namespace
+                and (source.get("kind"), source.get("name")) == (kind, name)
+            ):
+                self._claim_controller.enqueue(key_of(claim))
 
     def _content_changed(self, key: str, content: Object | None) -> None:
         self._content_controller.enqueue(key)

@@ -7,11 +7,13 @@ socket. Plays snapshot-controller and csi-snapshotter on one host; not used in a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from shorthorn.csi.proto import csi_pb2
+from shorthorn.standalone.claim_source import source_of
 from shorthorn.standalone.csi_client import CALL_TIMEOUT_S, CsiClient, CsiError, answer
 from shorthorn.standalone.events import EventRecorder
 from shorthorn.standalone.objects import (
@@ -28,6 +30,11 @@ from shorthorn.standalone.quantity import format_quantity
 
 DEFAULT_CLASS = "snapshot.storage.kubernetes.io/is-default-class"
 BEING_DELETED = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
+
+PARAMETERS = "shorthorn.io/snapshot-parameters"
+"""What the class said when the content was made, as JSON: every later call says the same, whatever
+becomes of the class, and so the same snapshot is met.
+"""
 
 _AS_SOURCE = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
 _BOUND = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection"
@@ -68,6 +75,7 @@ class Snapshotter:
     async def reconcile_snapshot(self, key: str) -> float | None:
         snapshot = await self._snapshots.find(key)
         if snapshot is None:
+            self._failures.pop(key, None)
             return None
         if is_deleting(snapshot):
             return await self._let_go(snapshot)
@@ -117,7 +125,7 @@ class Snapshotter:
         if volume is None:
             return await self._refuse(snapshot, "SnapshotPending", problem)
         content = await self._contents.create(self._content_for(snapshot, cls, volume, name))
-        await self._events.normal(
+        self._events.normal(
             snapshot,
             "CreatingSnapshot",
             f"waiting for the driver to create snapshot {key_of(snapshot)}",
@@ -163,7 +171,11 @@ class Snapshotter:
         return {
             "apiVersion": "snapshot.storage.k8s.io/v1",
             "kind": "VolumeSnapshotContent",
-            "metadata": {"name": name, "finalizers": [_CONTENT_BOUND]},
+            "metadata": {
+                "name": name,
+                "finalizers": [_CONTENT_BOUND],
+                "annotations": {PARAMETERS: json.dumps(_driver_parameters(cls))},
+            },
             "spec": {
                 "deletionPolicy": cls["deletionPolicy"],
                 "driver": self._driver_name,
@@ -176,6 +188,7 @@ class Snapshotter:
 
     async def _copy_status(self, snapshot: Object, content: Object) -> float | None:
         """Tell the user what is known of the content."""
+        self._failures.pop(key_of(snapshot), None)
         known = content.get("status") or {}
         status: Object = {
             "boundVolumeSnapshotContentName": content["metadata"]["name"],
@@ -191,12 +204,12 @@ class Snapshotter:
         if before != status:
             await self._snapshots.replace_status({**snapshot, "status": status})
         if status["readyToUse"] and not before.get("readyToUse"):
-            await self._events.normal(
+            self._events.normal(
                 snapshot, "SnapshotReady", f"snapshot {key_of(snapshot)} is ready to use"
             )
         elif status.get("error") and status.get("error") != before.get("error"):
             message = known["error"].get("message", "")
-            await self._events.warning(snapshot, "SnapshotContentCheckandUpdateFailed", message)
+            self._events.warning(snapshot, "SnapshotContentCheckandUpdateFailed", message)
         return None
 
     async def _refuse(self, snapshot: Object, reason: str, problem: str) -> float:
@@ -207,7 +220,7 @@ class Snapshotter:
             error = {"message": problem, "time": _now()}
             status = {**before, "readyToUse": False, "error": error}
             await self._snapshots.replace_status({**snapshot, "status": status})
-            await self._events.warning(snapshot, reason, problem)
+            self._events.warning(snapshot, reason, problem)
         return self._retry_s(key)
 
     def _retry_s(self, key: str) -> float:
@@ -234,7 +247,7 @@ class Snapshotter:
         """Whether a claim that is not bound yet begins as this snapshot."""
         mine = snapshot["metadata"]
         for claim in self._claims.cached():
-            source = claim["spec"].get("dataSource") or {}
+            source = source_of(claim)
             if (
                 claim["metadata"]["namespace"] == mine["namespace"]
                 and (source.get("kind"), source.get("name")) == ("VolumeSnapshot", mine["name"])
@@ -269,10 +282,13 @@ class Snapshotter:
             return None
         try:
             snapshot = await self._ask(content)
+        except _ParametersUnknown as exc:
+            return await self._report_error(content, str(exc), is_final=True)
         except CsiError as exc:
-            return await self._report_error(content, exc)
+            return await self._report_error(content, exc.message, is_final=exc.is_final)
+        self._failures.pop(key, None)
         await self._report(content, snapshot)
-        return None if snapshot.ready_to_use else self._retry_s(key)
+        return None if snapshot.ready_to_use else _RETRY_S
 
     async def _ask(self, content: Object) -> csi_pb2.Snapshot:
         """Create the snapshot, or have the driver check the handle that a user wrote."""
@@ -297,10 +313,17 @@ class Snapshotter:
         return snapshot
 
     async def _parameters(self, content: Object) -> dict[str, str]:
-        """Read the class at call time: two pages of Longhorn's manual use one class name."""
-        cls = await self._classes.find(content["spec"].get("volumeSnapshotClassName") or "-")
-        parameters = (cls or {}).get("parameters") or {}
-        return {k: v for k, v in parameters.items() if not k.startswith(_RESERVED_PREFIX)}
+        """Return what was noted when the content was made, of a user's own what its class says."""
+        noted = annotations_of(content).get(PARAMETERS)
+        if noted is not None:
+            return _read_noted(noted)
+        name = content["spec"].get("volumeSnapshotClassName")
+        if not name:
+            return {}
+        cls = await self._classes.find(name)
+        if cls is None:
+            raise _ParametersUnknown(f"VolumeSnapshotClass {name} does not exist")
+        return _driver_parameters(cls)
 
     async def _report(self, content: Object, snapshot: csi_pb2.Snapshot) -> None:
         created = snapshot.creation_time
@@ -314,29 +337,44 @@ class Snapshotter:
         if status != content.get("status"):
             await self._contents.replace_status({**content, "status": status})
 
-    async def _report_error(self, content: Object, exc: CsiError) -> float:
+    async def _report_error(self, content: Object, message: str, *, is_final: bool) -> float:
         before = content.get("status") or {}
-        if (before.get("error") or {}).get("message") != exc.message:
-            error = {"message": exc.message, "time": _now()}
+        if (before.get("error") or {}).get("message") != message:
+            error = {"message": message, "time": _now()}
             status = {**before, "readyToUse": False, "error": error}
             await self._contents.replace_status({**content, "status": status})
-        if not exc.is_final:
+        if not is_final:
             return _RETRY_S
-        await self._events.warning(content, "SnapshotCreationFailed", exc.message)
+        self._events.warning(content, "SnapshotCreationFailed", message)
         return self._retry_s(key_of(content))
 
     async def _delete(self, content: Object) -> float | None:
         """Have the driver delete the snapshot where the policy says so, then let the object go."""
         key = key_of(content)
+        if await self._is_bound(content):
+            self._events.warning(
+                content, "InUse", f"deletion waits for that of VolumeSnapshot {owner_key(content)}"
+            )
+            return None
         if content["spec"]["deletionPolicy"] == "Delete":
             try:
                 await self._delete_data(content)
             except CsiError as exc:
-                await self._events.warning(content, "SnapshotDeleteError", exc.message)
+                self._events.warning(content, "SnapshotDeleteError", exc.message)
                 return self._retry_s(key)
         if without_finalizers(content, _CONTENT_BOUND):
             await self._contents.replace(content)
         return None
+
+    async def _is_bound(self, content: Object) -> bool:
+        """Whether a VolumeSnapshot that nobody deletes still shows this content to its user."""
+        uid = content["spec"]["volumeSnapshotRef"].get("uid")
+        if not uid or BEING_DELETED in annotations_of(content):
+            return False
+        snapshot = await self._snapshots.find(owner_key(content))
+        if snapshot is None or snapshot["metadata"]["uid"] != uid:
+            return False
+        return not is_deleting(snapshot)
 
     async def _delete_data(self, content: Object) -> None:
         status = content.get("status") or {}
@@ -355,10 +393,28 @@ class Snapshotter:
         """
         try:
             return str((await self._ask(content)).snapshot_id)
+        except _ParametersUnknown:
+            return ""  # then the driver was never asked
         except CsiError as exc:
             if exc.is_final:
                 return ""
             raise
+
+
+class _ParametersUnknown(Exception):
+    """Nobody says what to make; without that the wrong thing would be made."""
+
+
+def _read_noted(text: str) -> dict[str, str]:
+    try:
+        return {str(key): str(value) for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        raise _ParametersUnknown(f"annotation {PARAMETERS} is no JSON object: {text!r}") from None
+
+
+def _driver_parameters(cls: Mapping[str, Any]) -> dict[str, str]:
+    parameters = cls.get("parameters") or {}
+    return {k: v for k, v in parameters.items() if not k.startswith(_RESERVED_PREFIX)}
 
 
 def owner_key(content: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shorthorn.csi.proto import csi_pb2
+from shorthorn.domain import errors
 
 DEFAULT_FS_TYPE = "ext4"
 """external-provisioner's --default-fstype in Longhorn's deployment."""
@@ -18,6 +19,8 @@ DEFAULT_FS_TYPE = "ext4"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 _FS_TYPE_KEYS = ("csi.storage.k8s.io/fstype", "fstype")
+"""Compared without regard to case: Longhorn's own StorageClass says `fsType`."""
+
 _RESERVED_PREFIX = "csi.storage.k8s.io/"
 
 _Mode = csi_pb2.VolumeCapability.AccessMode
@@ -31,11 +34,11 @@ _ACCESS_MODES = {
 
 
 def fs_type_of(parameters: Mapping[str, str]) -> str:
-    """Return the file system that a StorageClass asks for."""
-    for key in _FS_TYPE_KEYS:
-        if parameters.get(key):
-            return parameters[key]
-    return DEFAULT_FS_TYPE
+    """Return the file system that a StorageClass asks for. Raises InvalidArgument: it is two."""
+    given = [value for key, value in parameters.items() if key.lower() in _FS_TYPE_KEYS]
+    if len(given) > 1:
+        raise errors.InvalidArgument("fsType", "is given more than once in the StorageClass")
+    return given[0] if given and given[0] else DEFAULT_FS_TYPE
 
 
 def driver_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
@@ -43,7 +46,7 @@ def driver_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in parameters.items()
-        if not key.startswith(_RESERVED_PREFIX) and key != "fstype"
+        if not key.startswith(_RESERVED_PREFIX) and key.lower() not in _FS_TYPE_KEYS
     }
 
 
