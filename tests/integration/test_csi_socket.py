@@ -20,9 +20,10 @@ from tests.integration.csi_host import DRIVER, MIB, CsiHost, serving
 
 from shorthorn.csi.proto import csi_pb2
 from shorthorn.csi.server import CsiServer
-from shorthorn.domain.errors import InUse, InvalidArgument
+from shorthorn.domain.errors import Corrupt, InUse, InvalidArgument, Unavailable
 from shorthorn.host import reflink
 from shorthorn.host.node_storage import HostNodeStorage
+from shorthorn.kit import process
 from shorthorn.standalone.csi_client import CsiError, answer
 
 READER = "SINGLE_NODE_READER_ONLY"
@@ -542,3 +543,87 @@ async def test_without_reflinks_unused_volumes_are_copied(ext4_dir: Path, tmp_pa
         for volume_id in ("pvc-1", "pvc-2"):
             await csi.delete(volume_id)
         await csi.delete_snapshot(made.snapshot_id)
+
+
+async def test_what_the_kernel_refuses_becomes_what_it_means(
+    xfs_csi: CsiHost, xfs_dir: Path, tmp_path: Path
+) -> None:
+    storage = HostNodeStorage()
+    await xfs_csi.create("pvc-1", size=320 * MIB)
+    image = str(xfs_dir / "volumes/pvc-1/volume.raw")
+    device = await storage.attach(image)
+    target = str(tmp_path / "target")
+
+    async def mount(fs_type: str, at: str = target, *, read_only: bool = False) -> None:
+        await storage.mount(device, at, fs_type, read_only=read_only, options=())
+
+    with pytest.raises(InvalidArgument, match="mount options"):
+        await mount("ext4")  # nothing is there
+    with pytest.raises(Unavailable):
+        await mount("nosuchfs")
+    with pytest.raises(InvalidArgument, match="not one of"):
+        await storage.format(device, "vfat")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match="is no directory"):
+        await mount("ext4", str(tmp_path / "file"))
+    with pytest.raises(InvalidArgument, match="cannot bind"):
+        await storage.bind(str(tmp_path / "none"), str(tmp_path / "new"), read_only=False)
+    await storage.format(device, "xfs")
+    await mount("xfs")
+    with pytest.raises(InUse):
+        await storage.detach(image)
+    with pytest.raises(InUse):
+        await mount("xfs", str(tmp_path / "second"), read_only=True)
+    await storage.unmount(target)
+    damage(Path(image))
+    with pytest.raises(Corrupt):
+        await mount("xfs")
+    await storage.detach(image)
+    await storage.detach(image)
+
+
+def damage(volume: Path) -> None:
+    """Overwrite the headers of all allocation groups of an XFS, but not its superblocks."""
+    with volume.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        for group in range(4):
+            file.seek(size // 4 * group + 512)
+            file.write(b"\xff" * 1536)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+async def test_contradicting_signatures_are_nothing_to_mount(
+    xfs_csi: CsiHost, xfs_dir: Path
+) -> None:
+    await xfs_csi.create("pvc-1", size=320 * MIB)
+    volume = xfs_dir / "volumes/pvc-1/volume.raw"
+    await process.run(["mkfs.xfs", "-q", "-f", "-K", volume], timeout_s=60)
+    superblock = volume.read_bytes()[:512]
+    await process.run(["mkfs.ext4", "-q", "-F", volume], timeout_s=60)
+    with volume.open("r+b") as file:
+        file.write(superblock)  # ext4 has its own at 1 KiB
+    error = await refused(xfs_csi.stage("pvc-1"))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "several contradicting signatures" in error.message
+    assert "never formatted" in error.message
+
+
+async def test_without_reflinks_a_journal_is_replayed_in_a_real_copy(
+    ext4_dir: Path, tmp_path: Path
+) -> None:
+    async with serving(ext4_dir, tmp_path) as csi:
+        await csi.create("pvc-1", size=64 * MIB)
+        target = await csi.mount("pvc-1")
+        with (target / "file").open("wb") as file:
+            file.write(b"data")
+            file.flush()
+            os.fsync(file.fileno())
+            torn = (ext4_dir / "volumes/pvc-1/volume.raw").read_bytes()
+        await csi.unmount("pvc-1")
+        (ext4_dir / "volumes/pvc-1/volume.raw").write_bytes(torn)
+        reader = capability(mode=READER)
+        assert (await csi.mount("pvc-1", reader) / "file").read_bytes() == b"data"
+        assert (ext4_dir / "volumes/pvc-1/volume.raw").read_bytes() == torn
+        await csi.unmount("pvc-1")
+        assert attached_below(ext4_dir) == []

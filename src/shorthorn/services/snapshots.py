@@ -195,7 +195,10 @@ class SnapshotService:
             pool_uuid=volume.spec.pool_uuid,
         )
         meta = Meta(name=name, finalizers=(DATA_FINALIZER,))
-        return await self._snapshots.create(Snapshot(meta=meta, spec=spec))
+        try:
+            return await self._snapshots.create(Snapshot(meta=meta, spec=spec))
+        except AlreadyExists:
+            raise OperationPending(f"snapshot {name}") from None
 
     async def _finish(self, snapshot: Snapshot, budget: Budget) -> SnapshotAnswer:
         name, uid = snapshot.meta.name, snapshot.meta.uid
