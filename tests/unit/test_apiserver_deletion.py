@@ -84,16 +84,17 @@ class Cluster:
 
     def release(self, row: Row) -> None:
         """Take the test's finalizer away, as its controller would."""
+        finalizers = row.decode()["metadata"].get("finalizers", [])
+        self.change(row, finalizers=[f for f in finalizers if f != "example.com/hold"])
+
+    def change(self, row: Row, **metadata: Any) -> None:
+        """Replace members of an object's metadata."""
         kind = KINDS.find_by_resource("configmaps")
         assert kind is not None
         write = Write(kind, "v1", "default", row.name)
-
-        def apply(obj: dict[str, Any]) -> dict[str, Any]:
-            finalizers = obj["metadata"].get("finalizers", [])
-            kept = [f for f in finalizers if f != "example.com/hold"]
-            return obj | {"metadata": obj["metadata"] | {"finalizers": kept}}
-
-        self.registry.patch(self.tx, write, apply)
+        self.registry.patch(
+            self.tx, write, lambda obj: obj | {"metadata": obj["metadata"] | metadata}
+        )
         self.settle()
 
     def maps(self) -> list[Row]:
@@ -123,7 +124,7 @@ def check_invariants(cluster: Cluster, waiting: set[str]) -> None:
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["create", "create", "delete", "release"]),
+        st.sampled_from(["create", "create", "delete", "release", "disown"]),
         st.integers(0, MAX_OBJECTS - 1),
         st.lists(st.integers(0, MAX_OBJECTS - 1), max_size=3),
         st.sampled_from(["Background", "Foreground", "Orphan"]),
@@ -135,7 +136,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS)
 def test_no_dependent_outlives_its_owners_and_no_deletion_hangs(
     operations: list[tuple[str, int, list[int], str, bool, bool]],
@@ -149,6 +150,8 @@ def test_no_dependent_outlives_its_owners_and_no_deletion_hangs(
                 cluster.create_map(f"m{number}", chosen, held=held, blocking=blocking)
             elif rows and verb == "delete":
                 cluster.delete(rows[at % len(rows)], policy)
+            elif rows and verb == "disown":
+                cluster.change(rows[at % len(rows)], ownerReferences=[])
             elif rows:
                 cluster.release(rows[at % len(rows)])
             check_invariants(cluster, waiting)

@@ -201,6 +201,8 @@ class Registry:
         replaced = tx.put(write.kind.resource, new, row)
         if metadata.get("ownerReferences") != old["metadata"].get("ownerReferences"):
             self._collect_later(tx, new)
+            for owner in old["metadata"].get("ownerReferences", ()):
+                self._release_later(tx, owner["uid"])
         return replaced
 
     def _check_identity(self, write: Write, row: Row, metadata: dict[str, Any]) -> None:
@@ -258,6 +260,10 @@ class Registry:
         if obj["metadata"].get("ownerReferences"):
             uid = obj["metadata"]["uid"]
             tx.run_later(lambda later: self.deletion.collect_if_orphaned(later, uid))
+
+    def _release_later(self, tx: Transaction, owner_uid: str) -> None:
+        """Look after the commit whether an owner has waited for this object only."""
+        tx.run_later(lambda later: self.deletion.release_waiting(later, owner_uid))
 
 
 def _desired(kind: Kind, obj: dict[str, Any]) -> dict[str, Any]:

@@ -166,6 +166,11 @@ class Transaction:
         )
         return [uid for (uid,) in self._db.execute(sql)]
 
+    def list_mentioning(self, text: str) -> list[str]:
+        """Return the uids of objects whose JSON has this text; reads everything."""
+        sql = "SELECT uid FROM objects WHERE instr(data, CAST(? AS BLOB))"
+        return [uid for (uid,) in self._db.execute(sql, (text,))]
+
     def put(self, resource: str, obj: dict[str, Any], previous: Row | None) -> Row:
         """Insert or replace an object; gives it the next resource version (in `obj` too)."""
         metadata = obj["metadata"]
