@@ -163,6 +163,23 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path):
             acknowledged.clear()
 
 
+async def test_a_foreground_deletion_cut_off_by_a_crash_ends_at_the_next_start(tmp_path: Path):
+    async with serving(tmp_path) as served:
+        await served.create("owner")
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        ((data,),) = db.execute("SELECT data FROM objects WHERE name = 'owner'").fetchall()
+        owner = json.loads(data)
+        owner["metadata"] |= {
+            "deletionTimestamp": "2026-01-01T00:00:00Z",
+            "finalizers": ["foregroundDeletion"],
+        }
+        changed = json.dumps(owner, separators=(",", ":")).encode()
+        db.execute("UPDATE objects SET data = ? WHERE name = 'owner'", (changed,))
+        db.commit()
+    async with serving(tmp_path) as served:
+        assert await served.names() == []
+
+
 async def test_a_dependent_left_by_a_crash_is_collected_at_the_next_start(tmp_path: Path):
     async with serving(tmp_path) as served:
         owner = await served.create("owner")

@@ -84,7 +84,8 @@ class Cluster:
 
     def release(self, row: Row) -> None:
         """Take the test's finalizer away, as its controller would."""
-        finalizers = row.decode()["metadata"].get("finalizers", [])
+        current = self.tx.find_by_uid(row.uid) or row
+        finalizers = current.decode()["metadata"].get("finalizers", [])
         self.change(row, finalizers=[f for f in finalizers if f != "example.com/hold"])
 
     def change(self, row: Row, **metadata: Any) -> None:

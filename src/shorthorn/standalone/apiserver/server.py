@@ -17,7 +17,11 @@ import uvicorn
 
 from shorthorn.standalone.apiserver import watch, watch_stream
 from shorthorn.standalone.apiserver.app import App
-from shorthorn.standalone.apiserver.deletion import IMMORTAL_NAMESPACES, DeleteOptions
+from shorthorn.standalone.apiserver.deletion import (
+    FOREGROUND_FINALIZER,
+    IMMORTAL_NAMESPACES,
+    DeleteOptions,
+)
 from shorthorn.standalone.apiserver.handlers import Handlers
 from shorthorn.standalone.apiserver.listening import open_socket, parse_listen
 from shorthorn.standalone.apiserver.registry import Registry, Write
@@ -108,7 +112,7 @@ class ApiServer:
             self._hub.start_at(self._store.resource_version_now())
             self._store.on_commit = self._hub.publish
             await self._store.write(self._ensure_namespaces)
-            await self._store.write(self._collect_orphans)
+            await self._store.write(self._finish_deletions)
             listener = open_socket(self._address)
         except BaseException:
             await self._store.close()
@@ -173,10 +177,12 @@ class ApiServer:
                 write = Write(kind, kind.storage_version, "")
                 self._registry.create(tx, write, {"metadata": {"name": name}})
 
-    def _collect_orphans(self, tx: Transaction) -> None:
+    def _finish_deletions(self, tx: Transaction) -> None:
         """Do the follow-ups that a crash may have cut off."""
         for uid in tx.list_orphans():
             self._registry.deletion.collect_if_orphaned(tx, uid)
+        for uid in tx.list_mentioning(FOREGROUND_FINALIZER):
+            self._registry.deletion.release_waiting(tx, uid)
 
     async def _sweep_events(self) -> None:
         """Delete old Events, as a cluster does; they would otherwise grow for ever."""
