@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import copies, disks
+from bench import claims, clones, copies, disks, service_costs, writes
 from bench.disks import GIB, MIB
 from bench.driver import connected
 from bench.report import Report
@@ -71,14 +71,36 @@ def _refuse(problem: str) -> int:
 
 async def _measure(service: Service, options: argparse.Namespace, report: Report) -> None:
     parts = options.part or _PARTS
+    quick = options.quick
     service.start()
+    (service.pool / "bench").mkdir()
+    if "start" in parts:
+        report.add(service_costs.start(service, rounds=options.rounds or (2 if quick else 5)))
+    if "memory" in parts:
+        report.add(await service_costs.memory(service, "at first", idle_s=2 if quick else 60))
     if "copies" in parts:
         await _measure_copies(service, options, report)
+    if "claims" in parts:
+        rounds = options.rounds or (2 if quick else 5)
+        report.add(await claims.by_kubectl(service, rounds=rounds))
+        report.add(await claims.restored_at_once(service, count=30 if quick else 300))
+    if "memory" in parts:
+        report.add(await service_costs.memory(service, "after work", idle_s=2 if quick else 60))
+    if "clones" in parts:
+        counts = (1000, 10_000) if quick else (1000, 10_000, 100_000)
+        rounds = options.rounds or (3 if quick else 5)
+        report.add(clones.by_extents(service.pool, counts, rounds=rounds))
+    if "writes" in parts:
+        data_bytes = (64 if quick else 512) * MIB
+        rounds = options.rounds or (1 if quick else 5)
+        report.add(
+            await writes.with_and_without_service(service, data_bytes=data_bytes, rounds=rounds)
+        )
 
 
 async def _measure_copies(service: Service, options: argparse.Namespace, report: Report) -> None:
     root = service.pool / "bench" / "engine"
-    root.mkdir(parents=True)
+    root.mkdir()
     engine = LocalEngine(root, owner="bench")
     await engine.open()
     try:

@@ -116,8 +116,8 @@ async def _engine_round(it: Comparison, number: int) -> None:
 
 def _convert_round(it: Comparison, what: str, *options: str) -> None:
     target = it.scratch / "converted.qcow2"
-    argv = ("qemu-img", "convert", *options, "-f", "raw", "-O", "qcow2", it.source, target)
-    _contend(it, what, argv, target)
+    command = ("qemu-img", "convert", *options, "-f", "raw", "-O", "qcow2")
+    _contend(it, what, (*command, it.source, target), target)
 
 
 def _copy_round(it: Comparison, what: str, reflink: str) -> None:
