@@ -627,3 +627,17 @@ async def test_without_reflinks_a_journal_is_replayed_in_a_real_copy(
         assert (ext4_dir / "volumes/pvc-1/volume.raw").read_bytes() == torn
         await csi.unmount("pvc-1")
         assert attached_below(ext4_dir) == []
+
+
+async def test_without_reflinks_a_volume_in_use_is_refused_rather_than_torn(
+    ext4_dir: Path, tmp_path: Path
+) -> None:
+    async with serving(ext4_dir, tmp_path) as csi:
+        await csi.create("pvc-1", size=64 * MIB)
+        await csi.mount("pvc-1")
+        for kind in ("snap", "bi"):
+            error = await refused(csi.snapshot("snapshot-1", "pvc-1", type=kind))
+            assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+            assert "in use" in error.message
+        await csi.unmount("pvc-1")
+        assert (await csi.snapshot("snapshot-1", "pvc-1", type="bi")).ready_to_use

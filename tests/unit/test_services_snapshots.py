@@ -13,7 +13,7 @@ from tests.fakes.memory_engine import CHECKSUM
 from tests.fakes.world import IMAGE_BYTES, World, world
 
 from shorthorn.csi.proto import csi_pb2
-from shorthorn.domain.errors import Corrupt, NoSpace
+from shorthorn.domain.errors import Corrupt, InUse, NoSpace
 from shorthorn.domain.models import BackingImage, BackingImageSpec, Meta
 
 URL = "https%3A%2F%2Fexample.org%2F"
@@ -193,6 +193,32 @@ async def test_an_image_of_another_source_is_not_taken_for_an_export(
     error = await refused(call.create_snapshot("snapshot-1", "pvc-1", type="bi"))
     assert error.code is StatusCode.ALREADY_EXISTS
     assert "its source type is download" in error.text
+
+
+@pytest.mark.parametrize("kind", ["bi", "snap"])
+async def test_a_volume_in_use_that_cannot_be_captured_is_told_at_once(
+    host: World, call: Caller, kind: str
+) -> None:
+    method = "begin_export" if kind == "bi" else "create_snapshot"
+    host.engine.faults[method] = InUse("volume", "pvc-1", "a program that writes to it")
+    error = await refused(call.create_snapshot("snapshot-1", "pvc-1", type=kind))
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert "a program that writes to it" in error.text
+    assert host.images.cached() == []
+    assert host.snapshots.cached() == []
+    assert (await call.create_snapshot("snapshot-1", "pvc-1", type=kind)).ready_to_use
+
+
+async def test_an_export_on_demand_of_a_volume_in_use_is_told_at_once(
+    host: World, call: Caller
+) -> None:
+    host.engine.faults["begin_export"] = InUse("volume", "pvc-1", "a program that writes to it")
+    error = await refused(call.create_volume("pvc-2", handle=export_of("pvc-1")))
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert [v.meta.name for v in host.volumes.cached()] == ["pvc-1"]
+    found = await host.images.wait("test-bi", lambda i: bool(i and i.is_ready), timeout_s=5)
+    assert found
+    await call.create_volume("pvc-2", handle=export_of("pvc-1"))
 
 
 # --- images on demand

@@ -150,7 +150,7 @@ def gather(image: BackingImage, copies: Sequence[ImageCopy]) -> BackingImageStat
         return _with_conditions(status, image, _ready_conditions(image, best.checksum))
     if all(copy.status.state is CopyState.FAILED for copy in copies):
         return failed(dataclasses.replace(image, status=status), best.reason, best.message)
-    reason = "Pending" if best.state is CopyState.PENDING else "InProgress"
+    reason = best.reason or ("Pending" if best.state is CopyState.PENDING else "InProgress")
     message = best.message or f"{best.progress_percent} % of the image is here"
     return waiting(dataclasses.replace(image, status=status), reason, message)
 

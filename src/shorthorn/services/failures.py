@@ -8,9 +8,9 @@ other services.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from shorthorn.domain.errors import DomainError, StillWorking
+from shorthorn.domain.errors import DomainError, InUse, StillWorking, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: A look at the present state is always granted, however late it is.
 _LOOK_S = 0.2
+#: Reasons by which a controller says that it tries in vain until somebody lets go. Waiting for that
+#: would only hide it from the caller.
+OBSTACLES: Final = frozenset({InUse.reason, WrongState.reason})
 
 
 class Budget:

@@ -26,7 +26,7 @@ from shorthorn.domain.models import BackingImage, CopyState, Meta, SourceType, V
 from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import IMAGE_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
-from shorthorn.services.failures import Budget, delete_and_wait, recall, wait_for
+from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
 from shorthorn.services.image_requests import (
     EXPORT_TYPE,
     VOLUME_NAME,
@@ -40,7 +40,7 @@ from shorthorn.services.image_requests import (
 )
 
 if TYPE_CHECKING:
-    from shorthorn.domain.models import Volume
+    from shorthorn.domain.models import Condition, Volume
     from shorthorn.domain.ports import ClaimDirectory, Registry
     from shorthorn.kit.keyed import KeyedOperations
 
@@ -99,6 +99,9 @@ class ImageService:
         )
         image = await self._wait_settled(image, budget)
         _raise_failure(image)
+        obstacle = _obstacle(image)
+        if obstacle:
+            raise recall(obstacle.reason, obstacle.message, ImageFailed)
         if not image.is_ready:
             raise StillWorking(f"backing image {request.name}", progress_of(image))
         check_matches(image, request)  # its own checksum may have become known meanwhile
@@ -163,12 +166,13 @@ class ImageService:
     async def _finish_export(self, image: BackingImage, budget: Budget) -> SnapshotAnswer:
         name = image.meta.name
         image = await self._wait_settled(image, budget)
-        if image.failure and not image.is_ready:
+        failure = _obstacle(image) or (None if image.is_ready else image.failure)
+        if failure:
             if PROMISED not in image.meta.annotations:
                 # The snapshotter forgets a snapshot that failed before it got a handle, so nothing
                 # of it may stay behind.
                 await delete_and_wait(self._images, name, image.meta.uid, budget=budget)
-            raise _failure_of(image)
+            raise recall(failure.reason, failure.message, ImageFailed)
         if not image.status.point_in_time:
             raise StillWorking(f"backing image {name}", progress_of(image))
         if not image.is_ready:
@@ -262,14 +266,16 @@ class ImageService:
             raise OperationPending(f"backing image {name}") from None
 
     async def _wait_settled(self, image: BackingImage, budget: Budget) -> BackingImage:
-        """Return the image when it is ready or failed, or as it is when the time is over.
+        """Return the image when it is ready, failed or held up, else as it is when time is over.
 
         Raises: OperationPending: it was deleted meanwhile.
         """
         name = image.meta.name
 
         def is_settled(found: BackingImage | None) -> bool:
-            return found is None or found.is_ready or found.failure is not None
+            if found is None or found.is_ready or found.failure is not None:
+                return True
+            return _obstacle(found) is not None
 
         try:
             found = await wait_for(self._images, name, is_settled, budget=budget)
@@ -341,15 +347,19 @@ def _can_be_replaced(image: BackingImage) -> bool:
     return image.failure is not None and not image.is_ready and not ready_pools(image)
 
 
-def _failure_of(image: BackingImage) -> Exception:
-    failure = image.failure
-    assert failure is not None
-    return recall(failure.reason, failure.message, ImageFailed)
+def _obstacle(image: BackingImage) -> Condition | None:
+    """Return what keeps an export from beginning until somebody lets go of its volume."""
+    if image.is_ready or image.status.point_in_time:
+        return None
+    for condition in image.status.conditions:
+        if condition.type == "Ready" and condition.reason in OBSTACLES:
+            return condition
+    return None
 
 
 def _raise_failure(image: BackingImage) -> None:
     if image.failure and not image.is_ready:
-        raise _failure_of(image)
+        raise recall(image.failure.reason, image.failure.message, ImageFailed)
 
 
 def _answer(image: BackingImage, handle: str, size_bytes: int = 0) -> SnapshotAnswer:

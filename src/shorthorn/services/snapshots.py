@@ -36,7 +36,7 @@ from shorthorn.domain.models import (
 from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
-from shorthorn.services.failures import Budget, delete_and_wait, recall, wait_for
+from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
 from shorthorn.services.image_requests import check_export_type, selector
 from shorthorn.services.images import ImageService, export_request
 from shorthorn.services.pages import page
@@ -205,13 +205,13 @@ class SnapshotService:
         found = await wait_for(
             self._snapshots,
             name,
-            lambda s: s is None or s.meta.uid != uid or s.status.state is not VolumeState.PENDING,
+            lambda s: s is None or s.meta.uid != uid or _is_settled(s),
             budget=budget,
             progress=lambda s: s.status.message if s else "",
         )
         if found is None or found.meta.uid != uid:
             raise OperationPending(f"snapshot {name}, which was deleted meanwhile")
-        if found.status.state is VolumeState.FAILED:
+        if found.status.state is not VolumeState.READY:
             await delete_and_wait(self._snapshots, name, uid, budget=budget)
             raise recall(found.status.reason, found.status.message, DomainError)
         return _answer(found)
@@ -261,6 +261,12 @@ def _parse_or_none(handle: str) -> BackingImageHandle | SnapshotHandle | None:
         return parse(handle)
     except InvalidArgument:
         return None
+
+
+def _is_settled(snapshot: Snapshot) -> bool:
+    """Whether it is ready, failed, or held up by whoever uses its volume."""
+    status = snapshot.status
+    return status.state is not VolumeState.PENDING or status.reason in OBSTACLES
 
 
 def _is_ready(snapshot: Snapshot) -> bool:
