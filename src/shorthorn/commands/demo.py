@@ -48,10 +48,10 @@ def demo(
     ] = None,
     source_mib: Annotated[
         int, typer.Option(help="Copy at most so many MiB.", min=1, max=800)
-    ] = 192,
+    ] = 160,
     source_files: Annotated[
         int, typer.Option(help="Copy at most so many files.", min=1, max=100_000)
-    ] = 8000,
+    ] = 6000,
     kubectl: Annotated[str, typer.Option(help="Which kubectl to use.")] = "kubectl",
     keep: Annotated[
         bool, typer.Option("--keep", help="After a failure, keep the data to look into it.")

@@ -19,7 +19,7 @@ from shorthorn.demo.driver import Driver
 from shorthorn.demo.failures import StepFailed
 from shorthorn.demo.http_server import ImageServer
 from shorthorn.demo.kubectl import IMAGES_NAMESPACE, Kubectl
-from shorthorn.demo.manifests import Manifest
+from shorthorn.demo.manifests import FillIn, Manifest
 from shorthorn.demo.report import Report, Step, format_bytes
 from shorthorn.demo.tree import Tree
 from shorthorn.demo.tree_source import Bounds
@@ -126,6 +126,22 @@ class Job:
         await self.kubectl.apply_text(
             mended, f"shorthorn lint --fix {manifest.name} | kubectl apply -f -"
         )
+
+    async def apply_edited(self, manifest: Manifest, edit: FillIn) -> None:
+        """Mend a broken sample, then make a mistake in it that lint would have mended too, and
+        apply that.
+        """
+        self.report.differences(manifest.name, manifest.differences())
+        file = "content.yaml"
+        self.report.command(f"shorthorn lint --fix {manifest.name} > {file}")
+        mended = Manifest(file, await self.mend(manifest)).fill(edit)
+        self.report.note(f"{file}: then edited")
+        for line in mended.differences():
+            self.report.changed_line(line)
+        self.report.command(f"shorthorn lint {file}")
+        _, said, _ = await services.lint(mended.text)
+        self.report.output(said.replace("-:", f"{file}:"))
+        await self.kubectl.apply_text(mended.text, f"kubectl apply -f {file}")
 
     async def volume_handle(self, claim: str) -> str:
         """Return the volume handle of a bound claim."""

@@ -113,7 +113,12 @@ def changed_lines(before: str, after: str) -> list[str]:
     """Return the lines that differ, each with - or + before it; long checksums are shortened."""
     diff = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
     body = [line for line in diff if not line.startswith(("---", "+++", "@@"))]
-    return [_LONG_HEX.sub(lambda found: f"{found[0][:12]}…", line) for line in body]
+    return [shorten(line) for line in body]
+
+
+def shorten(text: str) -> str:
+    """Return a text for the eye: long checksums cut."""
+    return _LONG_HEX.sub(lambda found: f"{found[0][:12]}…", text)
 
 
 def url(location: str) -> FillIn:

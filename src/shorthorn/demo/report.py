@@ -116,8 +116,12 @@ class Report:
             return
         self.note(f"{name}: filled in, the rest exactly as on the page")
         for line in lines:
-            style = "red" if line.startswith("-") else "green"
-            self.console.print(Text(f"{_INDENT}  {line}", style=style), soft_wrap=True)
+            self.changed_line(line)
+
+    def changed_line(self, line: str) -> None:
+        """Show one line of a diff."""
+        style = "red" if line.startswith("-") else "green"
+        self.console.print(Text(f"{_INDENT}  {line}", style=style), soft_wrap=True)
 
     def problem(self, title: str, text: str) -> None:
         """Show one part of what explains a failure."""

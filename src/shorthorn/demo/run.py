@@ -147,7 +147,7 @@ async def _all_steps(job: Job) -> None:
     await steps_on_demand.download(job)
     await steps_on_demand.export(job)
     await steps_refusals.misindented(job, manifests.DOWNLOAD_CONTENT, "volumeSnapshotRef")
-    await steps_refusals.misindented(job, manifests.EXPORT_CONTENT, "source")
+    await steps_refusals.misindented(job, manifests.EXPORT_CONTENT, "name may not be empty")
     await steps_refusals.wrong_checksum(job)
     await steps_refusals.mismatching_parameter(job)
     await steps_refusals.unknown_source_type(job)

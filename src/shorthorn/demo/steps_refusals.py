@@ -8,27 +8,27 @@ from shorthorn.demo import steps_on_demand as on_demand
 from shorthorn.demo.failures import expect, expect_words
 from shorthorn.demo.job import IMAGE, REFUSED_CLAIM, SOURCE_CLAIM, Job
 from shorthorn.demo.kubectl import IMAGES_NAMESPACE
-from shorthorn.demo.manifests import FillIn, Manifest
+from shorthorn.demo.manifests import FillIn
 
 _ERROR = ".status.error.message"
 
 
-async def misindented(job: Job, name: str, stray: str) -> None:
+async def misindented(job: Job, name: str, kubectl_says: str) -> None:
     """Show a mis-indented sample: kubectl's words, lint's explanation, and the mended form."""
     manifest = manifests.read(name)
     async with job.step(f"refused: the page's {name}"):
         job.report.differences(name, manifest.differences())
         answer = await job.kubectl.try_apply(manifest.text, f"kubectl apply -f {name}")
         expect(answer.returncode != 0, f"kubectl accepts {name} as it is")
-        expect_words(answer.stderr, [stray], "kubectl")
+        expect_words(answer.stderr, [kubectl_says], "kubectl")
         job.report.command(f"shorthorn lint {name}")
         status, said, _ = await service.lint(manifest.text)
         job.report.output(said.replace("-:", f"{name}:"))
         expect(status == 1, f"shorthorn lint finds nothing wrong with {name}")
-        expect_words(said, [stray, "belongs to"], "shorthorn lint")
+        expect_words(said, ["volumeSnapshotRef", "belongs to spec"], "shorthorn lint")
         mended = await job.mend(manifest)
         for line in manifests.changed_lines(manifest.text, mended):
-            job.report.output(f"  {line}", style="green" if line.startswith("+") else "red")
+            job.report.changed_line(line)
         await job.kubectl.apply_text(mended, f"shorthorn lint --fix {name} | kubectl apply -f -")
         await job.kubectl.delete(on_demand.CONTENT)
 
@@ -50,7 +50,7 @@ async def wrong_checksum(job: Job) -> None:
             )
         )
         event = await job.kubectl.wait_event(f"pvc/{REFUSED_CLAIM}", "checksum")
-        job.report.output(event, style="yellow")
+        job.report.output(manifests.shorten(event), style="yellow")
         expect_words(event, [wrong[:8], job.foreign_sha512[:8]], "the claim's event")
         phase = await job.kubectl.value(f"pvc/{REFUSED_CLAIM}", ".status.phase")
         expect(phase == "Pending", f"the claim is {phase}")
@@ -82,16 +82,18 @@ async def mismatching_parameter(job: Job) -> None:
 
 async def unknown_source_type(job: Job) -> None:
     """Show the source type as the page's prose spells it."""
-    spelling = FillIn(
-        "source type",
-        "backingImageDataSourceType=export-from-volume",
-        "backingImageDataSourceType=export-form-volume",
-    )
     async with job.step("refused: source type export-form-volume, as the page's prose has it"):
-        handle = await job.volume_handle(SOURCE_CLAIM)
         content = manifests.read(manifests.EXPORT_CONTENT)
-        content = content.fill(manifests.volume_handle(handle), spelling)
-        await _refused_on_demand(job, content, ["export-form-volume", "export-from-volume"])
+        content = content.fill(manifests.volume_handle(await job.volume_handle(SOURCE_CLAIM)))
+        await job.apply_edited(
+            content,
+            FillIn(
+                "source type",
+                "backingImageDataSourceType=export-from-volume",
+                "backingImageDataSourceType=export-form-volume",
+            ),
+        )
+        await _refused_on_demand(job, ["export-form-volume", "export-from-volume"])
 
 
 async def claim_name_as_volume(job: Job) -> None:
@@ -99,13 +101,12 @@ async def claim_name_as_volume(job: Job) -> None:
     async with job.step("refused: a claim's name where a volume handle belongs"):
         right = await job.volume_handle(SOURCE_CLAIM)
         content = manifests.read(manifests.EXPORT_CONTENT)
-        content = content.fill(manifests.volume_handle(SOURCE_CLAIM))
-        await _refused_on_demand(job, content, [SOURCE_CLAIM, f"volume-name={right}"])
+        await job.apply_mended(content.fill(manifests.volume_handle(SOURCE_CLAIM)))
+        await _refused_on_demand(job, [SOURCE_CLAIM, f"volume-name={right}"])
 
 
-async def _refused_on_demand(job: Job, content: Manifest, words: list[str]) -> None:
-    """Apply a content whose handle is refused; the reason has to reach the VolumeSnapshot."""
-    await job.apply_mended(content)
+async def _refused_on_demand(job: Job, words: list[str]) -> None:
+    """Bind a content whose handle is refused; the reason has to reach the VolumeSnapshot."""
     await job.kubectl.apply(manifests.read(manifests.ON_DEMAND_SNAPSHOT))
     error = await job.kubectl.wait_text(on_demand.SNAPSHOT, _ERROR)
     job.report.output(error, style="yellow")

@@ -46,13 +46,13 @@ async def fill(job: Job) -> None:
             f"and sparse, linked, setuid, unreadable and oddly named ones; {marked} have extended "
             "attributes"
         )
+        (root / JOURNAL).mkdir()  # before the state is noted: it changes the root's time
         job.at_snapshot = await job.read(root)
-        await _start_writer(job)
+        _start_writer(job)
 
 
-async def _start_writer(job: Job) -> None:
+def _start_writer(job: Job) -> None:
     journal = job.mount_point(SOURCE_CLAIM) / JOURNAL
-    journal.mkdir()
     job.writer = process.start((sys.executable, "-m", "shorthorn.demo.writer", journal))
     job.report.note(
         f"process {job.writer.pid} writes to {journal} from now on: numbered, without fsync"
