@@ -48,12 +48,12 @@ from shorthorn.services.snapshots import SnapshotService
 from shorthorn.services.volumes import VolumeService
 from shorthorn.settings import Settings
 from shorthorn.standalone.apiserver.credentials import Tls, ensure_tls, ensure_token
+from shorthorn.standalone.apiserver.database_file import StoreRefused
 from shorthorn.standalone.apiserver.kinds import KindInvalid, load_default_kinds
 from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
 from shorthorn.standalone.apiserver.listening import ListenRefused, parse_listen
 from shorthorn.standalone.apiserver.schema import SchemaUnsupported
 from shorthorn.standalone.apiserver.server import ApiServer
-from shorthorn.standalone.apiserver.store import StoreRefused
 from shorthorn.standalone.csi_client import CsiClient
 from shorthorn.standalone.defaults import ensure_defaults
 from shorthorn.standalone.roles import Roles

@@ -19,11 +19,11 @@ from tests.integration.api_writer import TOKEN
 
 from shorthorn.standalone.apiserver import store
 from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
+from shorthorn.standalone.apiserver.database_file import SCHEMA_VERSION, StoreRefused
 from shorthorn.standalone.apiserver.kinds import load_default_kinds
 from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
 from shorthorn.standalone.apiserver.listening import ListenRefused
 from shorthorn.standalone.apiserver.server import ApiServer
-from shorthorn.standalone.apiserver.store import StoreRefused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -236,7 +236,7 @@ async def test_a_newer_database_is_refused_and_left_untouched(tmp_path: Path, in
     path, wal = tmp_path / "state.db", tmp_path / "state.db-wal"
     newer = sqlite3.connect(path)
     try:
-        newer.execute(f"PRAGMA user_version = {store.SCHEMA_VERSION + 1}")
+        newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
         if in_log_only:
             assert wal.stat().st_size > 0
         else:

@@ -1,9 +1,8 @@
 """Objects in SQLite: one writer thread, several readers, nothing answered before it is durable.
 
-Owns the database file: its version, its lock, the global resource version counter, transactions and
-the order of changes. It stores bytes by resource, namespace and name and must not know what an
-object means. Called by `registry` (through `Transaction`), by the handlers (reads) and by `watch`
-(committed changes).
+Owns the tables, the global resource version counter, transactions and the order of changes. It
+stores bytes by resource, namespace and name and must not know what an object means. Called by
+`registry` (through `Transaction`), by the handlers (reads) and by `watch` (committed changes).
 
 Writes queue up while a commit is being synced and then share the next one (group commit): each runs
 in a savepoint, so a failing one takes nothing else with it. Source: sqlite.org/wal.html, pragma
@@ -14,18 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import queue
 import sqlite3
-import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+
+from shorthorn.standalone.apiserver.database_file import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    lock,
+    refuse_foreign,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,11 +38,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-#: Format of the database; raised by one with every change of `_TABLES`.
-SCHEMA_VERSION = 1
-#: "SHRN" in the SQLite header, so that a foreign database is never taken for ours.
-APPLICATION_ID = 0x5348524E
-_HEADER_BYTES = 100
 #: Writes that may share one commit; bounds how long the first of them waits.
 _BATCH_MAX = 64
 _READERS = 2
@@ -64,10 +63,6 @@ CREATE TABLE owners (
 CREATE INDEX owners_by_dependent ON owners (dependent_uid);
 """
 _COLUMNS = "resource, namespace, name, uid, resource_version, data"
-
-
-class StoreRefused(Exception):
-    """The database file is newer, foreign or owned by another; it is left untouched."""
 
 
 class StoreUnavailable(Exception):
@@ -295,9 +290,9 @@ class Store:
 
         Raises: StoreRefused: newer or foreign file, or another process has it; nothing was touched.
         """
-        self._lock_fd = _lock(self._path.with_name(self._path.name + ".lock"))
+        self._lock_fd = lock(self._path.with_name(self._path.name + ".lock"))
         try:
-            _refuse_foreign(self._path)
+            refuse_foreign(self._path)
             self._create()
             self._loop_reader = self._connect()
         except BaseException:
@@ -450,48 +445,3 @@ class Store:
                     write.future.set_exception(write.error)
                 else:
                     write.future.set_result(write.result)
-
-
-def _lock(path: Path) -> int:
-    """Take the lock beside the database (closing the file itself would drop SQLite's locks)."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(descriptor)
-        raise StoreRefused(f"{path}: another API server owns this database") from exc
-    return descriptor
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Judge the file by its header, without opening it as a database."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
-    except FileNotFoundError:
-        return
-    if not header:
-        return
-    if len(header) < _HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
-        raise StoreRefused(f"{path} is not an SQLite database")
-    version, application = struct.unpack_from(">I", header, 60)[0], header[68:72]
-    wal = path.with_name(path.name + "-wal")
-    if wal.exists() and wal.stat().st_size:
-        version = max(version, _version_in_wal(path))
-    if application != struct.pack(">I", APPLICATION_ID):
-        raise StoreRefused(f"{path} is not a database of this API server")
-    if version > SCHEMA_VERSION:
-        raise StoreRefused(
-            f"{path} has format {version}; this program knows formats up to {SCHEMA_VERSION}. "
-            "It was written by a newer version and is left untouched"
-        )
-
-
-def _version_in_wal(path: Path) -> int:
-    """Read the version through an unfinished log; a read-only connection never checkpoints it."""
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        version: int = db.execute("PRAGMA user_version").fetchone()[0]
-        return version
-    finally:
-        db.close()
