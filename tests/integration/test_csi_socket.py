@@ -639,5 +639,8 @@ async def test_without_reflinks_a_volume_in_use_is_refused_rather_than_torn(
             error = await refused(csi.snapshot("snapshot-1", "pvc-1", type=kind))
             assert error.code is grpc.StatusCode.FAILED_PRECONDITION
             assert "in use" in error.message
+        error = await refused(csi.create("pvc-2", size=64 * MIB, volume_id="pvc-1"))
+        assert error.code is grpc.StatusCode.FAILED_PRECONDITION
         await csi.unmount("pvc-1")
+        await csi.create("pvc-2", size=64 * MIB, volume_id="pvc-1")
         assert (await csi.snapshot("snapshot-1", "pvc-1", type="bi")).ready_to_use

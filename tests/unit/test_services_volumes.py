@@ -12,7 +12,7 @@ from tests.fakes.csi_calls import GIB, MIB, Caller, CallFailed, capability
 from tests.fakes.world import NODE, World, world
 
 from shorthorn.csi.proto import csi_pb2
-from shorthorn.domain.errors import NoSpace, Unavailable
+from shorthorn.domain.errors import InUse, NoSpace, Unavailable
 from shorthorn.domain.models import Condition, Meta, Pool, PoolSpec, PoolStatus, VolumeSource
 from shorthorn.services.capabilities import AccessMode, Capability, VolumeMode
 from shorthorn.services.node import StageRequest
@@ -248,6 +248,18 @@ async def test_a_clone_has_the_content_and_lies_beside_its_source(
     assert await code_of(too_small) is StatusCode.OUT_OF_RANGE
     missing = call.create_volume("pvc-2", volume_id="pvc-none")
     assert await code_of(missing) is StatusCode.NOT_FOUND
+
+
+async def test_a_source_in_use_that_cannot_be_captured_is_told_at_once(
+    host: World, call: Caller
+) -> None:
+    await call.create_volume("pvc-0")
+    host.engine.faults["create_volume"] = InUse("volume", "pvc-0", "a program that writes to it")
+    with pytest.raises(CallFailed, match="a program that writes to it") as caught:
+        await call.create_volume("pvc-1", volume_id="pvc-0")
+    assert caught.value.code is StatusCode.FAILED_PRECONDITION
+    assert [v.meta.name for v in host.volumes.cached()] == ["pvc-0"]
+    await call.create_volume("pvc-1", volume_id="pvc-0")
 
 
 async def test_a_volume_from_a_snapshot_has_its_moment(host: World, call: Caller) -> None:

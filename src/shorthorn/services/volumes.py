@@ -25,7 +25,7 @@ from shorthorn.domain.models import NO_MAP, Meta, Volume, VolumeSource, VolumeSp
 from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.capabilities import Capability, check_all_offered
-from shorthorn.services.failures import Budget, delete_and_wait, recall, wait_for
+from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
 from shorthorn.services.image_requests import (
     IMAGE_KEY,
     check_data_engine,
@@ -271,13 +271,13 @@ class VolumeService:
         found = await wait_for(
             self._volumes,
             name,
-            lambda v: v is None or v.meta.uid != uid or v.status.state is not VolumeState.PENDING,
+            lambda v: v is None or v.meta.uid != uid or _is_settled(v),
             budget=budget,
             progress=lambda v: v.status.message if v else "",
         )
         if found is None or found.meta.uid != uid:
             raise OperationPending(f"volume {name}, which was deleted meanwhile")
-        if found.status.state is VolumeState.FAILED:
+        if found.status.state is not VolumeState.READY:
             await delete_and_wait(self._volumes, name, uid, budget=budget)
             raise recall(found.status.reason, found.status.message, DomainError)
         return found
@@ -338,6 +338,12 @@ def _image_wanted(request: CreateVolumeRequest) -> tuple[Mapping[str, str], Imag
     if request.source_handle:
         return parameters, None
     return parameters, request_of_parameters(parameters)
+
+
+def _is_settled(volume: Volume) -> bool:
+    """Whether it is ready, failed, or held up by whoever uses its source."""
+    status = volume.status
+    return status.state is not VolumeState.PENDING or status.reason in OBSTACLES
 
 
 def _check_same(volume: Volume, request: CreateVolumeRequest, image: ImageRequest | None) -> None:
