@@ -440,7 +440,7 @@ async def test_secrets_and_credentials_are_never_logged(
         secrets={"password": "hunter2"},
     )
     await refused(answer(xfs_csi.client.controller.ListSnapshots(listing)))
-    assert "DeleteSnapshot snapshot_id=bi://backing" in caplog.text
+    assert "DeleteSnapshot snapshot_id=bi://backing?backingImage=none:" in caplog.text
     assert "hunter2" not in caplog.text
 
 

@@ -17,6 +17,7 @@ import grpc
 from grpc import StatusCode, aio
 
 from shorthorn.csi.errors import code_of, is_expected
+from shorthorn.domain.handles import find_backing_image
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -105,11 +106,17 @@ def _log_failure(rpc: str, request: Any, error: Exception, code: StatusCode, sta
 def _subject(request: Any) -> str:
     fields = request.DESCRIPTOR.fields_by_name
     shown = (
-        f"{name}={getattr(request, name).partition('?')[0]}"
+        f"{name}={_without_query(getattr(request, name))}"
         for name in _LOGGED_FIELDS
         if name in fields and getattr(request, name)
     )
     return " ".join(shown) or "-"
+
+
+def _without_query(value: str) -> str:
+    """Return a name or handle as it may be logged: of a query, the image's name alone."""
+    image = find_backing_image(value)
+    return value.partition("?")[0] + (f"?backingImage={image}" if image else "")
 
 
 def _elapsed_ms(started: float) -> float:
