@@ -19,7 +19,7 @@ run: ## the main job on real disks: export, restore, download, refusals; needs r
 
 up: ## start the service on ./.data (DATA_DIR=… elsewhere) and print what to try; needs root
 	@SHORTHORN_TARGET=up scripts/setup run
-	@$(bin)/shorthorn up --data-dir $(DATA_DIR)
+	@$(bin)/shorthorn up --data-dir $(DATA_DIR) --background
 
 down: ## stop the service on ./.data; volumes and images stay
 	@SHORTHORN_TARGET=down scripts/setup run
