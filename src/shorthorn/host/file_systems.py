@@ -177,8 +177,14 @@ def _zero(device: Path) -> None:
         os.close(descriptor)
 
 
+#: The kernel refuses to resize a btrfs to less, even to the size that it has.
+_BTRFS_RESIZE_BYTES_MIN = 256 << 20
+
+
 async def grow(fs_type: str, device: Path, mount_point: Path) -> None:
     """Let a mounted, writable file system fill its device; it is used meanwhile. Idempotent.
+
+    A btrfs stays as it is while its device has less than 256 MiB.
 
     Raises: UnsupportedFileSystem. OnlineGrowRefused: ext4, and we lack the capability; use
         `grow_unmounted` before the next mount. CommandFailed.
@@ -195,6 +201,8 @@ async def grow(fs_type: str, device: Path, mount_point: Path) -> None:
             return
         if not _has_capability(_CAP_SYS_RESOURCE):
             raise OnlineGrowRefused(device)
+    if fs_type == BTRFS and await in_thread(_size_bytes, device) < _BTRFS_RESIZE_BYTES_MIN:
+        return
     await process.run(commands[fs_type], timeout_s=_CHANGE_TIMEOUT_S, die_with_parent=False)
 
 
@@ -221,11 +229,19 @@ async def grow_unmounted(fs_type: str, device: Path) -> None:
     await process.run(["resize2fs", device], timeout_s=_CHANGE_TIMEOUT_S, die_with_parent=False)
 
 
-def _ext4_can_grow(device: Path) -> bool:
-    """Tell whether the device is a block or more larger than the file system says it is."""
+def _size_bytes(device: Path) -> int:
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        device_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
+
+
+def _ext4_can_grow(device: Path) -> bool:
+    """Tell whether the device is a block or more larger than the file system says it is."""
+    device_bytes = _size_bytes(device)
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         block = os.pread(descriptor, 1024, 1024)
     finally:
         os.close(descriptor)

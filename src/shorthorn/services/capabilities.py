@@ -45,9 +45,9 @@ OFFERED_ACCESS: Final = frozenset(
     }
 )
 DEFAULT_FS_TYPE: Final = "ext4"
-#: Smallest volume that mkfs accepts: xfsprogs refuses below 300 MiB, btrfs-progs below 109 MiB,
-#: and capacities come in steps of 2 MiB.
-FS_BYTES_MIN: Final = {"ext4": 0, "xfs": 300 << 20, "btrfs": 110 << 20}
+#: Smallest volume: xfsprogs makes none below 300 MiB; btrfs-progs does from 109 MiB on, but the
+#: kernel resizes none below 256 MiB.
+FS_BYTES_MIN: Final = {"ext4": 0, "xfs": 300 << 20, "btrfs": 256 << 20}
 
 
 @dataclass(frozen=True, slots=True)
