@@ -38,7 +38,7 @@ from shorthorn.images.checksum import Sha512Checksummer
 from shorthorn.images.fetcher import WebImageFetcher
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kit.process import CommandFailed, CommandMissing
-from shorthorn.kube import resources
+from shorthorn.kube import in_process, resources
 from shorthorn.kube.claims import KubeClaimDirectory
 from shorthorn.kube.client import connect
 from shorthorn.kube.registry import KubeRegistry
@@ -155,8 +155,7 @@ class Daemon:
         lock.acquire()
         self._stack.callback(lock.release)
         engine = await self._open_engine()
-        await self._start_api_server()
-        client = connect(settings.kubeconfig, namespace=settings.namespace)
+        client = await self._start_api_server()
         self._stack.push_async_callback(client.aclose)
         registries = Registries(client, settings.namespace)
         for registry in registries.all:
@@ -179,7 +178,7 @@ class Daemon:
         self._stack.push_async_callback(engine.close)
         return engine
 
-    async def _start_api_server(self) -> None:
+    async def _start_api_server(self) -> AsyncClient:
         settings = self._settings
         token = ensure_token(settings.token_file)
         tls = ensure_tls(settings.data_dir / "apiserver.pem")
@@ -187,6 +186,8 @@ class Daemon:
         self._stack.push_async_callback(server.stop)
         self.url = server.url
         write_kubeconfig(settings.kubeconfig, url=server.url, token=token, authority=tls.authority)
+        transport = in_process.transport(server.app, authority=tls.authority)
+        return connect(settings.kubeconfig, namespace=settings.namespace, transport=transport)
 
     async def _listening(self, token: str, tls: Tls) -> ApiServer:
         """Return the started API server; where any port will do, on the last one if it is free.

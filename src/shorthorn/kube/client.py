@@ -20,14 +20,20 @@ _TIMEOUT_S = 10.0
 """One request to an API server; lists of 10,000 objects take below 1 s here."""
 
 
-def connect(kubeconfig: Path, *, namespace: str) -> AsyncClient:
-    """Return a client for the current context of `kubeconfig`; opens no connection yet."""
+def connect(
+    kubeconfig: Path, *, namespace: str, transport: httpx2.AsyncBaseTransport | None = None
+) -> AsyncClient:
+    """Return a client for the current context of `kubeconfig`; opens no connection yet.
+
+    Args: transport: a way to the server other than the network (see `kube.in_process`).
+    """
     config = KubeConfig.from_file(kubeconfig)
     return AsyncClient(
         config=config,
         namespace=namespace,
         timeout=httpx2.Timeout(_TIMEOUT_S),
         trust_env=False,
+        transport=transport,
     )
 
 

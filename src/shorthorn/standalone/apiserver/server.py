@@ -101,6 +101,11 @@ class ApiServer:
         """Where clients connect, known after `start`; for a unix socket the host part is moot."""
         return self._url
 
+    @property
+    def app(self) -> App:
+        """What answers requests, for clients in this process; usable between start and stop."""
+        return self._app
+
     async def start(self) -> None:
         """Open the database and begin to serve; returns when requests are answered.
 
