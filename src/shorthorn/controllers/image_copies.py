@@ -128,7 +128,8 @@ class ImageCopyReconciler:
         )
 
     async def _start_transfer(self, copy: ImageCopy) -> None:
-        if copy.status.state is not CopyState.IN_PROGRESS:
+        # An export has said that it starts, and is mostly over before anybody could read more.
+        if copy.status.state is CopyState.PENDING:
             await self._report(copy, state=CopyState.IN_PROGRESS)
         self._transfers.start(copy.meta.name, lambda report: self._transfer(copy, report))
 
@@ -212,13 +213,14 @@ class ImageCopyReconciler:
         )
 
     async def _report_progress(self, copy: ImageCopy) -> None:
-        if copy.status.state is not CopyState.IN_PROGRESS:
+        if copy.status.state not in (CopyState.STARTING, CopyState.IN_PROGRESS):
             return
         progress = self._transfers.progress(copy.meta.name)
         if progress.bytes_done == 0 or progress.bytes_done == copy.status.bytes_done:
             return
         await self._report(
             copy,
+            state=CopyState.IN_PROGRESS,
             progress_percent=progress.percent,
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,

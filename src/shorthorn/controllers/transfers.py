@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 class Transfers(Generic[Result]):
     """Tasks by key. `on_change(key)` is called when one ends, and at most once per `interval_s`
-    while one moves.
+    while one moves, the first time not before `interval_s`: who is quick tells only the end.
     """
 
     def __init__(self, on_change: Callable[[str], None], *, interval_s: float = 1.0) -> None:
@@ -32,6 +32,7 @@ class Transfers(Generic[Result]):
         """Begin `work` for `key`. There must be none yet."""
         assert key not in self._tasks, f"{key} is already being worked upon"
         self._progress[key] = Progress(0, 0)
+        self._told_at[key] = asyncio.get_running_loop().time()
 
         async def run() -> Result:
             return await work(lambda progress: self._moved(key, progress))
@@ -86,6 +87,6 @@ class Transfers(Generic[Result]):
             return  # said by another thread before the end, heard after it
         self._progress[key] = progress
         now = asyncio.get_running_loop().time()
-        if now - self._told_at.get(key, float("-inf")) >= self._interval_s:
+        if now - self._told_at[key] >= self._interval_s:
             self._told_at[key] = now
             self._on_change(key)
