@@ -116,12 +116,16 @@ class Kubectl:
             *place,
             f"--timeout={timeout_s:.0f}s",
         )
-        self._report.command(shlex.join(("kubectl", *arguments)))
+        self._report.command(
+            f"kubectl wait --for=jsonpath='{{{path}}}'={wanted} {target}{_in(namespace)}"
+        )
         if await self._knows_jsonpath():
             met = (await self.call(*arguments)).returncode == 0
         else:
             met = await self._poll(target, path, wanted, namespace, timeout_s)
-        if not met:
+        if met:
+            self._report.output(f"{target} condition met")
+        else:
             found = await self.value(target, path, namespace=namespace)
             raise StepFailed(
                 f"{target}: {path} is {found or 'not set'} and not {wanted} "

@@ -6,11 +6,13 @@ is set. Must never: measure or judge; steps tell it what they measured.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +20,16 @@ from rich.text import Text
 
 _INDENT = "     "
 _SPINNERS_PER_S = 8
+#: Of the table where there is no terminal to ask: wider than it is.
+_PLAIN_WIDTH = 160
+
+
+class Outcome(StrEnum):
+    """How a step ended."""
+
+    DONE = "done"
+    FAILED = "FAILED"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(slots=True)
@@ -31,7 +43,7 @@ class Step:
     moved_bytes: int | None = None
     #: bytes that belong to two files of the pool at once
     shared_bytes: int | None = None
-    is_done: bool = False
+    outcome: Outcome = Outcome.FAILED
 
 
 @dataclass(slots=True)
@@ -66,7 +78,10 @@ class Report:
         try:
             with self._spinner(title):
                 yield step
-            step.is_done = True
+            step.outcome = Outcome.DONE
+        except asyncio.CancelledError:
+            step.outcome = Outcome.INTERRUPTED
+            raise
         finally:
             step.time_s = time.monotonic() - started
             self._end(step)
@@ -80,10 +95,7 @@ class Report:
 
     def _end(self, step: Step) -> None:
         line = Text(_INDENT)
-        if step.is_done:
-            line.append("done", style="green")
-        else:
-            line.append("FAILED", style="bold red")
+        line.append(step.outcome, style="green" if step.outcome is Outcome.DONE else "bold red")
         line.append(f" in {step.time_s:.2f} s")
         for text in _measured(step):
             line.append(f"; {text}")
@@ -134,13 +146,13 @@ class Report:
             title="The main job", box=None, pad_edge=False, show_footer=True, expand=False
         )
         total_s = sum(step.time_s for step in self.steps)
-        table.add_column("step", footer="all", no_wrap=True)
+        table.add_column("step", footer="all")
         table.add_column("time", justify="right", footer=f"{total_s:.2f} s", no_wrap=True)
         table.add_column("bytes moved", justify="right", no_wrap=True)
         table.add_column("bytes shared", justify="right", no_wrap=True)
         for step in self.steps:
             table.add_row(
-                f"{step.number:2} {step.title}" + ("" if step.is_done else " (failed)"),
+                f"{step.number:2} {step.title}" + _unless_done(step.outcome),
                 f"{step.time_s:.2f} s",
                 "" if step.moved_bytes is None else format_bytes(step.moved_bytes),
                 "" if step.shared_bytes is None else format_bytes(step.shared_bytes),
@@ -157,10 +169,10 @@ class Report:
 
 def make_console() -> Console:
     """Return a console for standard output; as wide as lines need where it is no terminal."""
-    console = Console(highlight=False, no_color=_no_color() or None)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    return console
+        return Console(highlight=False, width=_PLAIN_WIDTH)
+    return Console(highlight=False, color_system=None) if _no_color() else console
 
 
 def format_bytes(count: int) -> str:
@@ -184,6 +196,10 @@ def _measured(step: Step) -> list[str]:
     if step.shared_bytes is not None:
         said.append(f"{format_bytes(step.shared_bytes)} shared")
     return said
+
+
+def _unless_done(outcome: Outcome) -> str:
+    return "" if outcome is Outcome.DONE else f" ({outcome.lower()})"
 
 
 def _no_color() -> bool:

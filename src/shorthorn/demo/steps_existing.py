@@ -24,7 +24,7 @@ _TOOL_TIMEOUT_S = 60.0
 
 async def make_foreign_image(job: Job) -> None:
     """Make a compressed qcow2 with the system's own tools, and offer it over HTTP."""
-    async with job.step("a foreign image, made by mkfs.ext4 and qemu-img, on a web server"):
+    async with job.step("a foreign qcow2 by mkfs.ext4 and qemu-img, on a web server"):
         raw, image = job.workspace.files / "foreign.raw", job.workspace.files / "foreign.qcow2"
         root = job.workspace.files / "root"
         root.mkdir()
@@ -55,7 +55,7 @@ async def make_backing_image(job: Job) -> None:
 
 async def bind_existing(job: Job) -> None:
     """Bind the page's pre-provisioned content to it, and restore a claim."""
-    async with job.step("pre-provisioned content for the existing image, and a claim") as step:
+    async with job.step("pre-provisioned content of that image, and a claim") as step:
         content = manifests.read(manifests.EXISTING_CONTENT)
         await job.kubectl.apply(
             content.fill(manifests.url(job.foreign_url), manifests.checksum(job.foreign_sha512))

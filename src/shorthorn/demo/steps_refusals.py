@@ -61,7 +61,7 @@ async def wrong_checksum(job: Job) -> None:
 
 async def mismatching_parameter(job: Job) -> None:
     """Show a handle that says something else of an existing image than is true."""
-    async with job.step("refused: a parameter that does not match the existing image"):
+    async with job.step("refused: a parameter that is not the existing image's"):
         text = manifests.read_own("backing-image.yaml")
         text = text.replace("@URL@", job.foreign_url).replace("@SHA512@", job.foreign_sha512)
         await job.kubectl.apply_text(text, "kubectl apply -f backing-image.yaml")
@@ -82,7 +82,7 @@ async def mismatching_parameter(job: Job) -> None:
 
 async def unknown_source_type(job: Job) -> None:
     """Show the source type as the page's prose spells it."""
-    async with job.step("refused: source type export-form-volume, as the page's prose has it"):
+    async with job.step("refused: source type export-form-volume (the page's prose)"):
         content = manifests.read(manifests.EXPORT_CONTENT)
         content = content.fill(manifests.volume_handle(await job.volume_handle(SOURCE_CLAIM)))
         await job.apply_edited(

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from shorthorn.demo.failures import StepFailed
-from shorthorn.host import loop_devices, mountinfo, mounts
+from shorthorn.host import files, loop_devices, mountinfo, mounts
 from shorthorn.host.locks import DirectoryLock, DirectoryOwned
-from shorthorn.kit.threads import in_thread
 
 PREFIX = "shorthorn-demo-"
 _KEPT = "kept"
@@ -61,12 +59,13 @@ class Workspace:
 def create(parent: Path) -> Workspace:
     """Make and lock a new private directory. Raises StepFailed: the parent is unusable."""
     try:
-        root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        # Locked before it gets its name: until then another run could take it for abandoned.
+        unnamed = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent.resolve()))
     except OSError as exc:
         raise StepFailed(f"cannot make a directory in {parent}: {exc.strerror}") from exc
-    lock = DirectoryLock(root, owner="shorthorn demo")
+    lock = DirectoryLock(unnamed, owner="shorthorn demo")
     lock.acquire()
-    workspace = Workspace(root, lock)
+    workspace = Workspace(unnamed.rename(unnamed.with_name(unnamed.name[1:])), lock)
     for directory in (workspace.mounts, workspace.files):
         directory.mkdir()
     return workspace
@@ -75,7 +74,7 @@ def create(parent: Path) -> Workspace:
 async def remove_abandoned(parent: Path) -> list[Path]:
     """Remove what runs that were killed left in `parent`. Returns their directories."""
     removed = []
-    for root in sorted(parent.glob(f"{PREFIX}*")):
+    for root in sorted(parent.resolve().glob(f"{PREFIX}*")):
         if not root.is_dir() or root.stat().st_uid != os.geteuid() or (root / _KEPT).exists():
             continue
         lock = DirectoryLock(root, owner="shorthorn demo")
@@ -105,9 +104,9 @@ async def release(workspace: Workspace) -> None:
 
 
 async def remove(workspace: Workspace) -> None:
-    """Release everything and remove the directory."""
+    """Release everything and remove the directory. Raises: as `release`."""
     await release(workspace)
-    await in_thread(shutil.rmtree, workspace.root)
+    await files.remove_tree(workspace.root)
     workspace.lock.release()
 
 
