@@ -193,8 +193,8 @@ def _judge_speed(section: Section, *, is_timed: bool) -> None:
     }
     if not is_timed:
         return
-    for ours, others in section.instead_of.items():
-        theirs = others[-1]
+    # The whole call adds the control plane's 50 ms or so, whatever the size: reported, not promised.
+    for ours, theirs in ((ENGINE_EXPORT, CONVERT), (CSI_RESTORE, COPY)):
         times = median(section.ratios(ours, theirs))
         section.check(
             f"{ours} is {SPEEDUP_MIN:.0f} times faster than {theirs}",
