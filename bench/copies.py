@@ -193,7 +193,7 @@ def _judge_speed(section: Section, *, is_timed: bool) -> None:
     }
     if not is_timed:
         return
-    # The whole call adds the control plane's 50 ms or so, whatever the size: reported, not promised.
+    # The whole export adds some 50 ms of control plane, whatever the size: reported, not promised.
     for ours, theirs in ((ENGINE_EXPORT, CONVERT), (CSI_RESTORE, COPY)):
         times = median(section.ratios(ours, theirs))
         section.check(
