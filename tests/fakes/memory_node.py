@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 from shorthorn.domain.errors import InUse
@@ -143,7 +144,7 @@ class MemoryNodeStorage:
         await asyncio.sleep(0)
 
     async def find_mount(self, target: str) -> MountPoint | None:
-        return self.mounts.get(target)
+        return self.mounts.get(os.path.abspath(target))
 
     async def list_mounts(self, device: str) -> Sequence[MountPoint]:
         return [mount for mount in self.mounts.values() if mount.device == device]

@@ -142,8 +142,8 @@ ROWS = [
     ),
     pytest.param(
         volume_from("nonsense"),
-        StatusCode.INVALID_ARGUMENT,
-        id="CreateVolume: handle without scheme",
+        StatusCode.NOT_FOUND,
+        id="CreateVolume: handle without scheme [differs]",
     ),
     pytest.param(
         volume_from("bi://backing?backingImage=x"),
@@ -251,6 +251,13 @@ async def test_a_row_of_the_table_answers_its_code(
     with pytest.raises(CallFailed) as caught:
         await situation(call)
     assert caught.value.code is code, caught.value
+
+
+async def test_a_handle_without_scheme_is_answered_with_the_forms_that_exist(call: Caller) -> None:
+    with pytest.raises(CallFailed, match="begins with bi://") as caught:
+        await call.create_volume("pvc-1", handle="x" * 5000)
+    assert caught.value.code is StatusCode.NOT_FOUND
+    assert len(caught.value.text) < 500
 
 
 async def test_create_volume_engine_mismatch_is_the_callers_mistake(call: Caller) -> None:

@@ -289,6 +289,20 @@ async def test_what_is_not_offered_is_refused_before_anything_is_done(host: Worl
     assert host.storage.attached == {}
 
 
+async def test_nothing_is_found_at_a_relative_path_not_even_below_the_working_directory(
+    host: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage(host)
+    await publish(host)
+    monkeypatch.chdir("/")
+    for volume_id in ("pvc-1", "pvc-none"):
+        with pytest.raises(NotFound):
+            await host.node.stats(volume_id, TARGET.removeprefix("/"))
+        with pytest.raises(NotFound):
+            await host.node.expand(volume_id, TARGET.removeprefix("/"), 0)
+    assert host.storage.grown == [STAGING]
+
+
 async def test_expanding_grows_a_writable_file_system_only(host: World) -> None:
     await stage(host)
     await publish(host)

@@ -42,13 +42,16 @@ _WEB_URL = re.compile(r"https?://[^\s/?#]\S*", re.IGNORECASE)
 
 
 class InvalidHandle(InvalidArgument):
-    """`handle` names nothing that can be looked up; `problem` says why and what to do."""
+    """`handle` names nothing that can be looked up; `problem` says why and what to do.
+
+    `shown` is the handle, cut to what a message has room for.
+    """
 
     reason = "InvalidHandle"
 
     def __init__(self, handle: str, problem: str) -> None:
-        shown = handle if len(handle) <= _SHOWN_CHARS else handle[:_SHOWN_CHARS] + "…"
-        super().__init__("snapshotHandle", f"{shown!r} is not a usable handle: {problem}")
+        self.shown = handle if len(handle) <= _SHOWN_CHARS else handle[:_SHOWN_CHARS] + "…"
+        super().__init__("snapshotHandle", f"{self.shown!r} is not a usable handle: {problem}")
         self.handle = handle
         self.problem = problem
 

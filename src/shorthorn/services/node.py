@@ -133,7 +133,6 @@ class NodeService:
 
         Raises: NotFound. SizeOutOfRange: the volume itself was not expanded that far.
         """
-        _check_paths(volume_path=volume_path)
         capacity: int = await self._run(
             volume_id,
             ("expand", volume_path, required_bytes),
@@ -143,7 +142,6 @@ class NodeService:
 
     async def stats(self, volume_id: str, volume_path: str) -> VolumeStats:
         """Return what the volume published (or staged) at `volume_path` holds. Raises NotFound."""
-        _check_paths(volume_path=volume_path)
         record, mount = await self._get_mount(volume_id, volume_path)
         if mount.is_block:
             return VolumeStats(await self._storage.device_size_bytes(mount.device), None)
@@ -309,8 +307,9 @@ class NodeService:
         return record
 
     async def _get_mount(self, volume_id: str, path: str) -> tuple[VolumeRecord, MountPoint]:
+        """Return the volume and its mount at `path`. Raises NotFound; relative paths hold none."""
         record = await self._get(volume_id)
-        mount = await self._storage.find_mount(path)
+        mount = await self._storage.find_mount(path) if path.startswith("/") else None
         if mount is None or mount.device not in await self._devices(record):
             raise NotFound("volume path", path, f"volume {volume_id} is not mounted there")
         return record, mount

@@ -20,7 +20,7 @@ from shorthorn.domain.errors import (
     OperationPending,
     SizeOutOfRange,
 )
-from shorthorn.domain.handles import BackingImageHandle, parse
+from shorthorn.domain.handles import BackingImageHandle, InvalidHandle, SnapshotHandle, parse
 from shorthorn.domain.models import NO_MAP, Meta, Volume, VolumeSource, VolumeSpec, VolumeState
 from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import DATA_FINALIZER
@@ -330,7 +330,7 @@ def _image_wanted(request: CreateVolumeRequest) -> tuple[Mapping[str, str], Imag
     """
     parameters: Mapping[str, str] = request.parameters
     if request.snapshot_handle:
-        handle = parse(request.snapshot_handle)
+        handle = _parse_source(request.snapshot_handle)
         if isinstance(handle, BackingImageHandle):
             parameters = merge_handle(parameters, handle)
             return parameters, request_of_parameters(parameters)
@@ -338,6 +338,20 @@ def _image_wanted(request: CreateVolumeRequest) -> tuple[Mapping[str, str], Imag
     if request.source_handle:
         return parameters, None
     return parameters, request_of_parameters(parameters)
+
+
+def _parse_source(handle: str) -> BackingImageHandle | SnapshotHandle:
+    """Read a content source's handle.
+
+    Raises: NotFound: an id without a scheme, as other drivers give; no snapshot here has one.
+        InvalidHandle: everything else that cannot be read.
+    """
+    try:
+        return parse(handle)
+    except InvalidHandle as exc:
+        if "://" in handle:
+            raise
+        raise NotFound("snapshot", exc.shown, exc.problem) from exc
 
 
 def _is_settled(volume: Volume) -> bool:
