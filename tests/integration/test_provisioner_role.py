@@ -325,3 +325,37 @@ def test_a_volume_that_an_administrator_made_is_bound_and_let_go(own: Namespace)
     assert own.bound("second")["spec"]["volumeName"] == f"{own.name}-static"
     own.delete_claim("second")
     own.api.wait_gone(VOLUME, "", f"{own.name}-static")
+
+
+def test_a_size_that_no_disk_can_have_is_refused_on_the_claim(own: Namespace) -> None:
+    own.claim("a", "99999999999999999999Gi")
+    assert "out of range" in own.event(CLAIM, "a", "ProvisioningFailed")
+
+
+def test_growing_to_a_size_that_no_disk_can_have_is_refused_on_the_claim(own: Namespace) -> None:
+    own.claim("a")
+    own.bound("a")
+    wanted = {"spec": {"resources": {"requests": {"storage": "99999999999999Gi"}}}}
+    own.api.merge(CLAIM, own.name, "a", wanted)
+    assert "out of range" in own.event(CLAIM, "a", "VolumeResizeFailed")
+    assert own.bound("a")["status"]["capacity"] == {"storage": "64Mi"}
+
+
+def test_a_snapshot_whose_deletion_waits_for_a_restore_says_so(own: Namespace) -> None:
+    own.claim("a")
+    own.bound("a")
+    own.snapshot("s", claim="a", cls=own.snapshot_class("c", type="snap"))
+    own.ready("s")
+    own.claim("b", modes=("ReadOnlyMany",), snapshot="s")  # this can never be had
+    own.event(CLAIM, "b", "ProvisioningFailed")
+    own.delete_snapshot("s", wait=False)
+    assert f"{own.name}/b" in own.event("VolumeSnapshot", "s", "SnapshotDeletePending")
+    own.delete_claim("b")
+    own.api.wait_gone("VolumeSnapshot", own.name, "s")
+
+
+def test_a_claim_that_names_a_volume_which_is_not_there_yet_waits_for_it(own: Namespace) -> None:
+    own.claim("a", volumeName="not-there-yet")
+    claim = own.api.wait(CLAIM, own.name, "a", lambda c: bool(c and c.get("status")))
+    assert claim is not None
+    assert claim["status"]["phase"] == "Pending"

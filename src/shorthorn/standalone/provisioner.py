@@ -221,7 +221,8 @@ class Provisioner:
     async def _reconcile_bound(self, claim: Object) -> float | None:
         volume = await self._volumes.find(claim["spec"]["volumeName"])
         if volume is None:
-            await self._set_phase(self._claims, claim, "Lost")
+            was_bound = set(_BIND_COMPLETED) & set(annotations_of(claim))
+            await self._set_phase(self._claims, claim, "Lost" if was_bound else "Pending")
             return None
         owner = volume["spec"].get("claimRef") or {}
         if owner.get("uid") not in (None, claim["metadata"]["uid"]):
@@ -239,7 +240,11 @@ class Provisioner:
 
     async def _reconcile_size(self, claim: Object, volume: Object) -> float | None:
         capacity = volume["spec"]["capacity"]["storage"]
-        wanted = parse_quantity(claim["spec"]["resources"]["requests"]["storage"])
+        try:
+            wanted = parse_quantity(claim["spec"]["resources"]["requests"]["storage"])
+        except errors.InvalidArgument as exc:
+            self._events.warning(claim, "VolumeResizeFailed", str(exc))
+            return None
         if wanted > parse_quantity(capacity) and volume["spec"].get("csi"):
             grown = await self._grow(claim, volume, wanted)
             if grown is None:

@@ -17,12 +17,15 @@ _FORM = re.compile(
 _CHARS_MAX = 64
 _EXPONENT_MAX = 30
 """2^63 has 19 digits; an exponent of a thousand millions would fill the memory with zeros."""
+_BYTES_MAX = 2**63 - 1
+"""What a CSI call can carry."""
+
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
 
 def parse_quantity(text: str) -> int:
-    """Return whole bytes, fractions rounded up. Raises InvalidArgument."""
+    """Return whole bytes, fractions rounded up. Raises InvalidArgument: also beyond 64 bits."""
     match = _FORM.fullmatch(text.strip())
     if match is None or len(text) > _CHARS_MAX:
         raise errors.InvalidArgument("quantity", f"{text!r} is not a quantity such as 5Gi or 500M")
@@ -34,7 +37,10 @@ def parse_quantity(text: str) -> int:
         value *= 1 << _BINARY[unit]
     elif unit in _DECIMAL:
         value = value.scaleb(_DECIMAL[unit])
-    return int(value.to_integral_value(ROUND_CEILING))
+    whole = int(value.to_integral_value(ROUND_CEILING))
+    if abs(whole) > _BYTES_MAX:
+        raise errors.InvalidArgument("quantity", f"{text!r} is out of range")
+    return whole
 
 
 def format_quantity(size_bytes: int) -> str:

@@ -230,7 +230,13 @@ class Snapshotter:
 
     async def _let_go(self, snapshot: Object) -> float | None:
         """Delete the content with its snapshot, or keep it: as the policy says."""
-        if self._is_being_restored(snapshot):
+        claim = self._restored_by(snapshot)
+        if claim is not None:
+            self._events.warning(
+                snapshot,
+                "SnapshotDeletePending",
+                f"deletion waits: claim {key_of(claim)} is being restored from it",
+            )
             return _RETRY_S
         content = await self._bound_content(snapshot)
         if content is not None and content["spec"]["deletionPolicy"] == "Delete":
@@ -243,8 +249,8 @@ class Snapshotter:
             await self._snapshots.replace(snapshot)
         return None
 
-    def _is_being_restored(self, snapshot: Object) -> bool:
-        """Whether a claim that is not bound yet begins as this snapshot."""
+    def _restored_by(self, snapshot: Object) -> Mapping[str, Any] | None:
+        """Return a claim that is not bound yet and begins as this snapshot."""
         mine = snapshot["metadata"]
         for claim in self._claims.cached():
             source = source_of(claim)
@@ -255,8 +261,8 @@ class Snapshotter:
                 and not is_deleting(claim)
                 and (snapshot.get("status") or {}).get("readyToUse")
             ):
-                return True
-        return False
+                return claim
+        return None
 
     async def _bound_content(self, snapshot: Object) -> Object | None:
         source = snapshot["spec"]["source"]
