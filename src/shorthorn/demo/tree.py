@@ -38,7 +38,7 @@ class Entry:
     mtime_ns: int
     size_bytes: int
     content: str
-    #: the first path, in order, of the same file; its own where there are no hard links
+    #: the path of the same file that is read first; its own where there are no hard links
     same_as: str
     xattrs: tuple[tuple[str, bytes], ...]
 
