@@ -47,6 +47,10 @@ _BIND_COMPLETED = {
     "pv.kubernetes.io/bind-completed": "yes",
     "pv.kubernetes.io/bound-by-controller": "yes",
 }
+_CREATE_TIMEOUT_S = 10.0
+"""A volume may wait for a long download. The next call joins that work; between two, the claim
+tells its progress and may be deleted.
+"""
 _RETRY_S = 1.0
 _RETRY_S_MAX = 30.0
 
@@ -127,7 +131,7 @@ class Provisioner:
             source = await claim_source.content_source(claim, self._driver_name, self._lookups)
             request = self._create_request(claim, cls, source)
             created = await answer(
-                self._driver.controller.CreateVolume(request, timeout=CALL_TIMEOUT_S)
+                self._driver.controller.CreateVolume(request, timeout=_CREATE_TIMEOUT_S)
             )
         except (NotYet, Refused, errors.InvalidArgument) as exc:
             self._events.warning(claim, "ProvisioningFailed", str(exc))
