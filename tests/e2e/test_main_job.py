@@ -5,18 +5,17 @@ Every test runs the real program on real disks; `--dir` keeps it below pytest's 
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.daemon_process import loops_below, poll, processes_naming
 
-from shorthorn.demo import manifests
+from shorthorn.demo import manifests, workspace
 
 pytestmark = [pytest.mark.root, pytest.mark.kubectl, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -83,33 +82,17 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
     pytest.fail(f"it ended before it said {words!r}:\n{said}")
 
 
+def processes_of(place: Path) -> list[int]:
+    return processes_naming(f"{place}/{workspace.PREFIX}")
+
+
 def mounts_below(place: Path) -> list[str]:
     fields = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return [line[4] for line in fields if line[4].startswith(f"{place}/")]
 
 
-def loops_below(place: Path) -> list[str]:
-    return [
-        str(file.parents[1].name)
-        for file in Path("/sys/block").glob("loop*/loop/backing_file")
-        if file.read_text().startswith(f"{place}/")
-    ]
-
-
-def processes_of(place: Path) -> list[str]:
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = command.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it has ended
-            continue
-        if f"{place}/shorthorn-demo-" in words:
-            found.append(words)
-    return found
-
-
 def kernel_leftovers(place: Path) -> list[str]:
-    return [*mounts_below(place), *loops_below(place), *processes_of(place)]
+    return [*mounts_below(place), *loops_below(place), *map(str, processes_of(place))]
 
 
 def leftovers(place: Path) -> list[str]:
@@ -121,7 +104,7 @@ def release(place: Path) -> None:
     for target in reversed(mounts_below(place)):
         subprocess.run(["umount", target], check=False)
         for loop in loops_below(place):
-            subprocess.run(["losetup", "--detach", f"/dev/{loop}"], check=False)
+            subprocess.run(["losetup", "--detach", loop], check=False)
 
 
 def rows_of(said: str) -> list[tuple[str, str, str]]:
@@ -288,7 +271,4 @@ def test_no_room_is_said_before_anything_is_made(place):
 
 def wait_until_childless(place: Path) -> None:
     """The kernel ends the service with its parent; its writer and tools go the same way."""
-    deadline = time.monotonic() + 20
-    while processes_of(place):
-        assert time.monotonic() < deadline, processes_of(place)
-        os.sched_yield()
+    poll(lambda: not processes_of(place), what="the end of the killed run's children")
