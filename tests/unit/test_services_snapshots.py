@@ -77,6 +77,17 @@ async def test_an_export_answers_ready_with_its_moment_and_handle(
     assert await call.list_snapshots(snapshot.snapshot_id) == [snapshot]
 
 
+async def test_the_deleted_image_of_a_snapshot_is_not_made_again_from_what_the_volume_holds_now(
+    call: Caller,
+) -> None:
+    snapshot = await call.create_snapshot(UID, "pvc-1", type="bi", export_type="qcow2")
+    await call.delete_snapshot(snapshot.snapshot_id)
+    error = await refused(call.create_volume("pvc-2", handle=snapshot.snapshot_id))
+    assert error.code is StatusCode.NOT_FOUND
+    assert "it held a snapshot and was deleted since" in error.text
+    assert (await refused(call.list_snapshots(snapshot.snapshot_id))).code is StatusCode.NOT_FOUND
+
+
 @pytest.mark.parametrize(
     ("parameters", "stored"),
     [

@@ -8,6 +8,7 @@ by `services.snapshots` (CSI snapshots of type bi) and `services.volumes` (volum
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 #: On an image of which CreateSnapshot has answered the point in time while it was not ready.
 PROMISED: Final = "shorthorn.io/point-in-time-promised"
 _UPDATE_ATTEMPTS = 10
+#: The name that external-snapshotter gives, which its image keeps: `snapshot-` and a UID.
+_OF_A_SNAPSHOT = re.compile(r"snapshot-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class ImageService:
@@ -229,8 +232,16 @@ class ImageService:
         return image
 
     async def _check_makable(self, request: ImageRequest) -> None:
+        """Raise what keeps an absent image from being made.
+
+        The image of a snapshot is never made again: its volume holds something else by now.
+        """
         check_creatable(request)
         if request.source_type == SourceType.EXPORT_FROM_VOLUME:
+            if _OF_A_SNAPSHOT.fullmatch(request.name):
+                raise NotFound(
+                    "backing image", request.name, "it held a snapshot and was deleted since"
+                )
             await self._check_volume_named(request.parameters[VOLUME_NAME])
 
     async def _check_volume_named(self, volume_name: str) -> None:
