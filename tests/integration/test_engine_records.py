@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,11 @@ from shorthorn.domain.errors import (
     WrongState,
 )
 from shorthorn.domain.models import ImageFormat, ImageKey, VolumeSource
+from shorthorn.engines.layout import Layout
 from shorthorn.engines.local import LocalEngine
-from shorthorn.host import bind_mounts, mounts
+from shorthorn.engines.records import PoolJson
+from shorthorn.engines.staging import Staging
+from shorthorn.host import bind_mounts, files, mounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -190,6 +195,34 @@ async def test_a_list_of_thousands_reads_each_record_once(
     changed = [(a, b) for a, b in zip(first, second, strict=True) if a is not b]
     assert [(a.volume_id, b.capacity_bytes) for a, b in changed] == [("v0", 2 * MIB)]
     assert changed[0][0] == template
+
+
+@pytest.mark.parametrize("end", ["deleted", "cancelled"])
+async def test_a_record_of_what_is_deleted_meanwhile_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    layout, committed = Layout(tmp_path), tmp_path / "images" / "golden" / "u"
+    committed.mkdir(parents=True)
+    write = files.write_json_atomic
+
+    async def write_while_it_ends(path: Path, content: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if end == "cancelled":
+            task.cancel()
+        else:
+            shutil.rmtree(committed)
+        await write(path, content)
+
+    monkeypatch.setattr(files, "write_json_atomic", write_while_it_ends)
+    staging = Staging(layout)
+    staging.make_directories()
+    replacing = asyncio.create_task(
+        staging.replace_record(committed / "image.json", PoolJson(pool_uuid="p"))
+    )
+    with pytest.raises(asyncio.CancelledError if end == "cancelled" else FileNotFoundError):
+        await replacing
+    assert list(layout.staged_records.iterdir()) == []
 
 
 async def test_what_is_half_made_can_be_listed(engine: LocalEngine) -> None:

@@ -79,11 +79,19 @@ class Staging:
         self.reached(f"{path.name} staged")
 
     async def replace_record(self, path: Path, content: Stored) -> None:
-        """Replace the JSON file of a committed object, durably; nothing else appears beside it."""
+        """Replace the JSON file of a committed object, durably; nothing else appears beside it.
+
+        State: after an error, or cancelled, the record is the old or the new one.
+        """
         fresh = self._layout.staged_records / f"{secrets.token_hex(8)}.json"
-        await files.write_json_atomic(fresh, plain(content))
-        self.reached(f"new {path.name} staged")
-        await in_thread(fresh.replace, path)
+        try:
+            await files.write_json_atomic(fresh, plain(content))
+            self.reached(f"new {path.name} staged")
+            await in_thread(fresh.replace, path)
+        except BaseException:
+            # An image may be deleted while its checksum is written down; only a start sweeps.
+            fresh.unlink(missing_ok=True)
+            raise
         await files.fsync_dir(path.parent)
         self.reached(f"{path.name} replaced")
 
