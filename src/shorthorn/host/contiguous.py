@@ -6,15 +6,15 @@ every byte. Called by the engines, for files that became so fragmented that clon
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
+from shorthorn.host.sparse_copy import data_ranges
 from shorthorn.kit.threads import in_stoppable_thread, in_thread
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 #: Between two looks at the stop flag; some 10 ms on a common disk.
@@ -42,7 +42,7 @@ async def write_contiguous(
 def _count(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return sum(1 for _ in _data_ranges(descriptor))
+        return sum(1 for _ in data_ranges(descriptor))
     finally:
         os.close(descriptor)
 
@@ -69,7 +69,7 @@ def _write(
 def _copy(reading: int, writing: int, report: Callable[[int], None], stop: threading.Event) -> None:
     copied = 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    for start, end in _data_ranges(reading):
+    for start, end in data_ranges(reading):
         os.posix_fallocate(writing, start, end - start)
         offset = start
         while offset < end:
@@ -83,17 +83,3 @@ def _copy(reading: int, writing: int, report: Callable[[int], None], stop: threa
             offset += count
             copied += count
             report(copied)
-
-
-def _data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
-    """Yield [start, end) of what is not a hole, in order."""
-    end = 0
-    while True:
-        try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:  # only a hole up to the end
-                return
-            raise
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        yield start, end

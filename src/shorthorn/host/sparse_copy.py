@@ -87,7 +87,7 @@ def _copy_data(
     source: Path, reading: int, writing: int, report: Callable[[int], None], stop: threading.Event
 ) -> None:
     copied = 0
-    for start, end in _data_ranges(reading):
+    for start, end in data_ranges(reading):
         offset = start
         while offset < end:
             if stop.is_set():
@@ -116,7 +116,7 @@ def _copy_chunk(reading: int, writing: int, offset: int, length: int) -> int:
     return len(data)
 
 
-def _data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
+def data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
     """Yield [start, end) of what is not a hole, in order."""
     end = 0
     while True:
