@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +82,8 @@ def demo(
         parent=directory or run.default_parent(),
         sources=tuple(source) if source else CANDIDATES,
         bounds=Bounds(source_mib << 20, source_files),
-        kubectl=kubectl,
+        # Found as the user's shell finds it; our own programs are looked for in fewer places.
+        kubectl=shutil.which(kubectl) or kubectl,
         keep=keep,
     )
     raise typer.Exit(asyncio.run(run.run(options, Report(make_console()))))

@@ -1,7 +1,7 @@
 """A small real web server on loopback, from which images are downloaded.
 
-Owns: one aiohttp server that offers chosen files with ranges, validators and HEAD, and counts what
-it sent. Must never: listen on another address, or offer what it was not given.
+Owns: one aiohttp server that offers chosen files with ranges, validators and HEAD. Must never:
+listen on another address, or offer what it was not given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ class ImageServer:
         self._files: dict[str, Path] = {}
         self._runner: web.AppRunner | None = None
         self._port = 0
-        self.requests: list[str] = []
 
     async def __aenter__(self) -> ImageServer:
         app = web.Application()
@@ -45,5 +44,4 @@ class ImageServer:
         path = self._files.get(request.match_info["name"])
         if path is None:
             raise web.HTTPNotFound
-        self.requests.append(f"{request.method} {request.path} {request.headers.get('Range', '')}")
         return web.FileResponse(path)

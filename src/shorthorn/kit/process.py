@@ -3,7 +3,7 @@
 Owns the life of every child process: a clean environment (`LC_ALL=C`, so that messages are the
 ones our tests have seen), its own session and process group, bounded output, a deadline, and a
 kill ladder that takes the whole group. Must never use a shell, and never know what a tool means:
-callers translate `CommandFailed` into errors of their own. Called by `host` only.
+callers translate `CommandFailed` into errors of their own. Called by `host` and `demo`.
 
 A child is reaped only after its group was killed. Until then the dead leader keeps the process id,
 so the signal cannot hit a stranger who was given the same number.
@@ -41,9 +41,11 @@ DEBIAN_PACKAGES: Mapping[str, str] = {
     "btrfstune": "btrfs-progs",
     "bwrap": "bubblewrap",
     "e2fsck": "e2fsprogs",
+    "kubectl": "kubernetes-client",
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
+    "mount": "mount",
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "resize2fs": "e2fsprogs",
