@@ -6,6 +6,7 @@ every byte. Called by the engines, for files that became so fragmented that clon
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
