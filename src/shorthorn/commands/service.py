@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -217,14 +219,23 @@ def _stop(data_dir: Path) -> None:
     if owner is None:
         typer.echo(f"nothing runs on {data_dir}")
         return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(owner.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while find_owner(data_dir) == owner:
-        if time.monotonic() > deadline:
-            _refuse(f"process {owner.pid} does not stop; see {data_dir / 'shorthorn.log'}")
-        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError), _process(owner.pid) as process:
+        if find_owner(data_dir) == owner:  # else it ended just now, and the number may be another's
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            # Until it has ended, and not only let go of its lock, it keeps file systems busy.
+            if not select.select([process], [], [], _STOP_TIMEOUT_S)[0]:
+                _refuse(f"process {owner.pid} does not stop; see {data_dir / 'shorthorn.log'}")
     typer.echo("stopped; volumes and images stay")
+
+
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[int]:
+    """Hold on to a process, whatever becomes of its number. Raises: ProcessLookupError."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _release(data_dir: Path) -> None:
