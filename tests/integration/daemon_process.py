@@ -115,12 +115,18 @@ def running(data_dir: Path, *, pool_size: str = "600M") -> Iterator[ServiceProce
         service.remove()
 
 
-def poll(until: Callable[[], object], *, timeout_s: float = 30.0, what: str = "") -> None:
+def poll(
+    until: Callable[[], object],
+    *,
+    timeout_s: float = 30.0,
+    what: str = "",
+    interval_s: float = _POLL_S,
+) -> None:
     """Return as soon as `until` holds; fails after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not until():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        threading.Event().wait(_POLL_S)
+        threading.Event().wait(interval_s)
 
 
 def processes_naming(text: str) -> list[int]:

@@ -136,7 +136,7 @@ class Api:
             except (httpx2.HTTPError, OSError, ValueError):
                 threading.Event().wait(_RECONNECT_S)
         said = [f"{e['reason']}: {e['message']}" for e in self.list("Event", namespace)]
-        raise AssertionError(f"{kind} {namespace}/{name} after {timeout_s} s: {last}; {said}")
+        raise AssertionError(f"{kind} {namespace}/{name} after {timeout_s} s: {last}; {said[-9:]}")
 
     def _follow(
         self, kind: str, namespace: str, name: str, deadline: float
@@ -164,17 +164,22 @@ class Api:
     def wait_gone(self, kind: str, namespace: str, name: str) -> None:
         self.wait(kind, namespace, name, lambda found: found is None)
 
-    def wait_event(self, kind: str, namespace: str, name: str, reason: str) -> str:
-        """Return the message of an event about the object, once there is one."""
+    def wait_event(
+        self, kind: str, namespace: str, name: str, reason: str, *, holding: str = ""
+    ) -> str:
+        """Return the message of an event about the object that holds a text, once there is one."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             for event in self.list("Event", namespace):
                 about = event["involvedObject"]
-                if (about["kind"], about["name"], event["reason"]) == (kind, name, reason):
+                is_it = (about["kind"], about["name"], event["reason"]) == (kind, name, reason)
+                if is_it and holding in event["message"]:
                     return str(event["message"])
             threading.Event().wait(_RECONNECT_S)
-        reasons = [(e["involvedObject"]["name"], e["reason"]) for e in self.list("Event")]
-        raise AssertionError(f"no event {reason} about {kind} {name}; there are {reasons}")
+        said = [
+            (e["involvedObject"]["name"], e["reason"], e["message"]) for e in self.list("Event")
+        ]
+        raise AssertionError(f"no event {reason} about {kind} {name}; there are {said[-9:]}")
 
     def wait_error(self, namespace: str, name: str) -> str:
         """Return the message in the status of a VolumeSnapshot, once there is one."""
@@ -217,14 +222,16 @@ class Namespace:
         return name
 
     def snapshot_class(
-        self, name: str, policy: str = "Delete", /, *, annotations: Object | None = None, **say: str
+        self, name: str, policy: str = "Delete", /, *, is_default: bool = False, **say: Any
     ) -> str:
+        key = "snapshot.storage.kubernetes.io/is-default-class"
+        annotations = {key: "true"} if is_default else {}
         name = f"{self.name}-{name}"
         self.api.create(
             {
                 "apiVersion": "snapshot.storage.k8s.io/v1",
                 "kind": "VolumeSnapshotClass",
-                "metadata": {"name": name, "annotations": annotations or {}},
+                "metadata": {"name": name, "annotations": annotations},
                 "driver": "driver.longhorn.io",
                 "deletionPolicy": policy,
                 "parameters": {key.replace("_", "-"): value for key, value in say.items()},
@@ -334,8 +341,9 @@ class Namespace:
         if wait:
             self.api.wait_gone("VolumeSnapshot", self.name, name)
 
-    def event(self, kind: str, name: str, reason: str) -> str:
-        return self.api.wait_event(kind, self.name, name, reason)
+    def event(self, kind: str, name: str, reason: str, *, holding: str = "") -> str:
+        """Wait for an event about an object of this namespace; return its message."""
+        return self.api.wait_event(kind, self.name, name, reason, holding=holding)
 
     def remove(self) -> None:
         """Delete the namespace with all that is in it, and wait until all of it has gone."""

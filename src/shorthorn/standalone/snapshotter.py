@@ -7,6 +7,7 @@ socket. Plays snapshot-controller and csi-snapshotter on one host; not used in a
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -69,6 +70,9 @@ class Snapshotter:
         self._events = events
         self._driver_name = driver_name
         self._failures: dict[str, int] = {}
+        #: When the driver may be asked again about a content, in the loop's time: each failure is
+        #: written down, and that change wakes us at once.
+        self._ask_at: dict[str, float] = {}
 
     # VolumeSnapshots
 
@@ -278,7 +282,7 @@ class Snapshotter:
     async def reconcile_content(self, key: str) -> float | None:
         content = await self._contents.find(key)
         if content is None or content["spec"]["driver"] != self._driver_name:
-            self._failures.pop(key, None)
+            self._forget(key)
             return None
         if is_deleting(content):
             return await self._delete(content)
@@ -286,15 +290,26 @@ class Snapshotter:
             content = await self._contents.replace(content)
         if (content.get("status") or {}).get("readyToUse"):
             return None
+        wait_s = self._ask_at.get(key, 0) - asyncio.get_running_loop().time()
+        if wait_s > 0:
+            return wait_s
         try:
             snapshot = await self._ask(content)
         except _ParametersUnknown as exc:
             return await self._report_error(content, str(exc), is_final=True)
         except CsiError as exc:
             return await self._report_error(content, exc.message, is_final=exc.is_final)
-        self._failures.pop(key, None)
+        self._forget(key)
         await self._report(content, snapshot)
-        return None if snapshot.ready_to_use else _RETRY_S
+        return None if snapshot.ready_to_use else self._ask_in(key, _RETRY_S)
+
+    def _ask_in(self, key: str, delay_s: float) -> float:
+        self._ask_at[key] = asyncio.get_running_loop().time() + delay_s
+        return delay_s
+
+    def _forget(self, key: str) -> None:
+        self._failures.pop(key, None)
+        self._ask_at.pop(key, None)
 
     async def _ask(self, content: Object) -> csi_pb2.Snapshot:
         """Create the snapshot, or have the driver check the handle that a user wrote."""
@@ -349,10 +364,11 @@ class Snapshotter:
             error = {"message": message, "time": _now()}
             status = {**before, "readyToUse": False, "error": error}
             await self._contents.replace_status({**content, "status": status})
+        key = key_of(content)
         if not is_final:
-            return _RETRY_S
+            return self._ask_in(key, _RETRY_S)
         self._events.warning(content, "SnapshotCreationFailed", message)
-        return self._retry_s(key_of(content))
+        return self._ask_in(key, self._retry_s(key))
 
     async def _delete(self, content: Object) -> float | None:
         """Have the driver delete the snapshot where the policy says so, then let the object go."""
