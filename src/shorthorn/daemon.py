@@ -60,6 +60,8 @@ from shorthorn.standalone.roles import Roles
 
 log = logging.getLogger(__name__)
 
+_OUR_GROUPS = ("longhorn.io", "shorthorn.io")
+
 _DRAIN_S = 10.0
 """How long running operations may go on at stop; what is cut off is resumed at the next start."""
 
@@ -200,7 +202,12 @@ class Daemon:
         async def serve(port: int) -> ApiServer:
             listen = f"{settings.listen_host}:{port}"
             server = ApiServer(
-                database=settings.database, listen=listen, token=token, kinds=kinds, tls=tls
+                database=settings.database,
+                listen=listen,
+                token=token,
+                kinds=kinds,
+                tls=tls,
+                homes=dict.fromkeys(_OUR_GROUPS, settings.namespace),
             )
             await server.start()
             return server

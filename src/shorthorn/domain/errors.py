@@ -154,12 +154,13 @@ class SizeOutOfRange(DomainError):
 
 
 class NoSpace(DomainError):
-    """The pool cannot hold it, and nothing half made is left behind."""
+    """The pool cannot hold it; nothing half made is left. `needed_bytes`: 0 where unknown."""
 
     reason = "NoSpace"
 
     def __init__(self, pool: str, needed_bytes: int, free_bytes: int) -> None:
-        super().__init__(f"pool {pool} is full: {needed_bytes} bytes needed, {free_bytes} free")
+        needed = f"{needed_bytes} bytes needed, " if needed_bytes else ""
+        super().__init__(f"pool {pool} is full: {needed}{free_bytes} free")
         self.pool = pool
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
@@ -182,7 +183,7 @@ class OperationPending(DomainError):
     reason = "OperationPending"
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"an operation on {key} is still running; try again")
+        super().__init__(f"{key}: an operation is still running; try again")
         self.key = key
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shorthorn.host.loop_devices import LoopDevice
+
+log = logging.getLogger(__name__)
 
 POOL_NAME = "pool"
 FILE_NAME = "pool.xfs"
@@ -70,16 +73,27 @@ async def ensure_pool(data_dir: Path, *, pool_size_bytes: int | None = None) -> 
     """
     path, file = data_dir / POOL_NAME, data_dir / FILE_NAME
     if not file.exists():
+        if mounts.find_mount(path) is not None:
+            return await _mounted_by_owner(path)
         if await reflink.supports_reflink(data_dir):
             path.mkdir(exist_ok=True)
             return Pool(path, None, None)
         await _make_pool_file(data_dir, pool_size_bytes)
+    if pool_size_bytes not in (None, file.stat().st_size):
+        log.warning("%s exists with %d bytes; --pool-size has no effect", file, file.stat().st_size)
     await _ensure_preallocated(file)
     device = await _attach(file)
     await _ensure_mounted(device, path)
     if not await reflink.supports_reflink(path):
         raise PoolUnusable(f"{file} holds a file system that cannot share blocks")
     return Pool(path, file, device)
+
+
+async def _mounted_by_owner(path: Path) -> Pool:
+    """The host's owner may mount a file system of their own where the pool belongs."""
+    if not await reflink.supports_reflink(path):
+        raise PoolUnusable(f"{path} is a mount of a file system that cannot share blocks")
+    return Pool(path, None, None)
 
 
 async def release_pool(data_dir: Path) -> None:

@@ -2,7 +2,8 @@
 
 Owns: the rule that a dataclass field `capacity_bytes` is the key `capacityBytes`, and the few names
 that differ because Longhorn named them first. Must never: know one kind from another beyond those
-names. Values equal to their default are left out, so an object shows only what was said of it.
+names. Empty texts, maps and lists are left out; numbers are said, also 0, because an empty column
+looks like no answer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_NOTHING: tuple[object, ...] = (None, "", [], {})
 _ACRONYMS = {"id": "ID", "uuid": "UUID"}
 
 
@@ -34,9 +36,10 @@ def encode(value: Any, names: Mapping[str, str]) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            names.get(field.name, camel(field.name)): encode(getattr(value, field.name), names)
+            names.get(field.name, camel(field.name)): encoded
             for field in dataclasses.fields(value)
-            if not _is_default(field, getattr(value, field.name))
+            if (encoded := encode(getattr(value, field.name), names)) not in _NOTHING
+            or _is_required(field)
         }
     if isinstance(value, datetime):
         return format_time(value)
@@ -76,12 +79,8 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default is not dataclasses.MISSING:
-        return bool(value == field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(value == field.default_factory())
-    return False
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 @functools.cache

@@ -125,7 +125,7 @@ class ImageService:
         # The cache will do: a volume that it does not show yet fails cleanly, its source missing.
         for volume in self._volumes.cached():
             if volume.spec.source.image == name and volume.status.state is VolumeState.PENDING:
-                raise OperationPending(f"volume {volume.meta.name}, made from this image,")
+                raise OperationPending(f"volume {volume.meta.name}, made from this image")
         await delete_and_wait(self._images, name, image.meta.uid, budget=Budget(timeout_s))
 
     async def describe(self, handle: BackingImageHandle) -> SnapshotAnswer:

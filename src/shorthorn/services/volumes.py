@@ -298,7 +298,7 @@ class VolumeService:
         # The cache will do: a clone that it does not show yet fails cleanly, its source missing.
         for other in self._volumes.cached():
             if other.spec.source.volume == volume_id and other.status.state is VolumeState.PENDING:
-                raise OperationPending(f"volume {other.meta.name}, a clone of this volume,")
+                raise OperationPending(f"volume {other.meta.name}, a clone of this volume")
         await self._volumes.delete(volume_id, uid=volume.meta.uid)
         return volume
 

@@ -113,6 +113,9 @@ class Attachments:
                 timeout=CALL_TIMEOUT_S,
             )
         )
+        if attached.volume_mode != "Block":
+            # CSI has the driver remove its target; a user's directory is there after umount.
+            target.mkdir(exist_ok=True)
         await self._leave(attached, target)
 
     async def _leave(self, attached: Attached, target: Path) -> None:

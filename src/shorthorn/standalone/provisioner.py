@@ -94,6 +94,10 @@ class Provisioner:
             return None
         if with_finalizers(claim, _CLAIM_PROTECTION):
             claim = await self._claims.replace(claim)
+        if claim["spec"].get("selector"):
+            problem = "spec.selector is not supported for volumes that are made on demand"
+            self._events.warning(claim, "ProvisioningFailed", problem)
+            return None
         if not await self._is_wanted_now(claim, cls):
             return None
         return await self._provision(claim, cls)
@@ -101,6 +105,12 @@ class Provisioner:
     async def _class_of(self, claim: Object) -> Object | None:
         name = claim["spec"].get("storageClassName")
         if not name:
+            self._events.normal(
+                claim,
+                "FailedBinding",
+                "no StorageClass is set, so the claim waits for spec.volumeName to be set to a "
+                "PersistentVolume that exists",
+            )
             return None
         found = await self._classes.find(name)
         if found is None:

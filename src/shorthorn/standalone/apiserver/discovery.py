@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shorthorn.standalone.apiserver.kinds import Kind, KindSet
 
 #: The Kubernetes release whose behaviour is followed; clients compare it with their own.
-KUBERNETES_VERSION = "1.36.2"
+KUBERNETES_VERSION = "1.33.0"
 
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 

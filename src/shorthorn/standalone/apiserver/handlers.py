@@ -52,13 +52,19 @@ class Handlers:
     """Serves the resources of a set of kinds."""
 
     def __init__(
-        self, kinds: KindSet, store: Store, hub: WatchHub, *, bookmark_interval_s: float
+        self,
+        kinds: KindSet,
+        store: Store,
+        hub: WatchHub,
+        registry: Registry,
+        *,
+        bookmark_interval_s: float,
     ) -> None:
         self._kinds = kinds
         self._store = store
         self._hub = hub
         self._bookmark_interval_s = bookmark_interval_s
-        self._registry = Registry(kinds)
+        self._registry = registry
         self._renderers = Renderers()
 
     async def serve(self, path: ResourcePath, request: Request) -> Response:

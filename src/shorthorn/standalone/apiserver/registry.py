@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shorthorn.standalone.apiserver import admission, meta, status
@@ -25,11 +27,12 @@ from shorthorn.standalone.apiserver.field_errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from shorthorn.standalone.apiserver.kinds import Kind, KindSet
     from shorthorn.standalone.apiserver.store import Row, Transaction
 
+NO_HOMES: Mapping[str, str] = MappingProxyType({})
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -54,8 +57,10 @@ class Write:
 class Registry:
     """Writes objects of the given kinds; every method runs in the writer thread."""
 
-    def __init__(self, kinds: KindSet) -> None:
+    def __init__(self, kinds: KindSet, homes: Mapping[str, str] = NO_HOMES) -> None:
+        """`homes`: the one namespace in which objects of a group are seen to, by group."""
         self._kinds = kinds
+        self._homes = homes
         self.deletion = Deletion(kinds)
 
     def create(self, tx: Transaction, write: Write, body: Mapping[str, Any]) -> Row:
@@ -65,6 +70,7 @@ class Registry:
         obj["metadata"] = meta.for_create(obj["metadata"])
         write.name = obj["metadata"].get("name", "")
         self._place(write, obj["metadata"])
+        self._check_home(write)
         if kind.has_status:
             obj.pop("status", None)
         admission.prepare_create(kind, obj, tx)
@@ -77,6 +83,16 @@ class Registry:
         row = tx.put(kind.resource, obj, None)
         self._collect_later(tx, obj)
         return row
+
+    def _check_home(self, write: Write) -> None:
+        """Refuse an object that nobody would ever look at."""
+        home = self._homes.get(write.kind.group)
+        if home not in (None, write.namespace):
+            problem = (
+                f"{write.kind.kind} objects are seen to in namespace {home} only; write "
+                f"namespace: {home} into its metadata"
+            )
+            raise status.forbidden(write.target, problem)
 
     def update(self, tx: Transaction, write: Write, body: Mapping[str, Any]) -> Row:
         """Replace an object, or its status. Raises: StatusError 400, 404, 409, 422."""

@@ -24,13 +24,13 @@ from shorthorn.standalone.apiserver.deletion import (
 )
 from shorthorn.standalone.apiserver.handlers import Handlers
 from shorthorn.standalone.apiserver.listening import open_socket, parse_listen
-from shorthorn.standalone.apiserver.registry import Registry, Write
+from shorthorn.standalone.apiserver.registry import NO_HOMES, Registry, Write
 from shorthorn.standalone.apiserver.store import Store
 from shorthorn.standalone.apiserver.watch import WatchHub
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from shorthorn.standalone.apiserver.credentials import Tls
     from shorthorn.standalone.apiserver.kinds import KindSet
@@ -66,8 +66,9 @@ class _Uvicorn(uvicorn.Server):
 class ApiServer:
     """A Kubernetes API over one SQLite file.
 
-    `listen` is `HOST:PORT` on loopback (port 0: any free one) or `unix:PATH`. TCP needs `tls`,
-    because kubectl sends its token over TLS only.
+    `homes`: by group, the one namespace whose objects somebody looks at; creating one elsewhere is
+    refused. `listen` is `HOST:PORT` on loopback (port 0: any free one) or `unix:PATH`. TCP needs
+    `tls`, because kubectl sends its token over TLS only.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ApiServer:
         token: str,
         kinds: KindSet,
         tls: Tls | None = None,
+        homes: Mapping[str, str] = NO_HOMES,
         history_max: int = watch.HISTORY_MAX,
         backlog_max: int = watch.WATCHER_BACKLOG_MAX,
         bookmark_interval_s: float = watch_stream.BOOKMARK_INTERVAL_S,
@@ -89,8 +91,14 @@ class ApiServer:
         self._kinds = kinds
         self._store = Store(database)
         self._hub = WatchHub(history_max=history_max, backlog_max=backlog_max)
-        handlers = Handlers(kinds, self._store, self._hub, bookmark_interval_s=bookmark_interval_s)
-        self._registry = Registry(kinds)
+        self._registry = Registry(kinds, homes)
+        handlers = Handlers(
+            kinds,
+            self._store,
+            self._hub,
+            self._registry,
+            bookmark_interval_s=bookmark_interval_s,
+        )
         self._app = App(kinds, handlers, token)
         self._tasks: list[asyncio.Task[None]] = []
         self._server: _Uvicorn | None = None
