@@ -35,6 +35,7 @@ async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[En
         token=token,
         kinds=load_default_kinds(),
         tls=tls,
+        homes={"shorthorn.io": "longhorn-system"},
         bookmark_interval_s=0.2,
     )
     await server.start()
@@ -57,6 +58,20 @@ async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[En
 
 class TestEmbeddedApi(ApiSuite):
     """The suite on a fresh embedded server, over TLS and TCP as kubectl talks to it."""
+
+    async def test_objects_that_nobody_would_look_at_are_refused(self, api: Api):
+        body = {
+            "apiVersion": "shorthorn.io/v1alpha1",
+            "kind": "Pool",
+            "metadata": {"name": "p"},
+            "spec": {"nodeID": "n", "poolUUID": "p", "path": "/"},
+        }
+        pools = "/apis/shorthorn.io/v1alpha1/namespaces/{}/pools"
+        refused = await api.http.post(pools.format(api.namespace), json=body)
+        assert refused.status_code == 403
+        assert "write namespace: longhorn-system into its metadata" in refused.json()["message"]
+        accepted = await api.http.post(pools.format("longhorn-system"), json=body)
+        assert accepted.status_code == 201
 
     async def test_strictness_is_the_default(self, api: Api):
         body = api.image().to_dict()

@@ -168,6 +168,33 @@ async def test_something_else_mounted_in_its_place_is_refused(data_dir: Path) ->
         await mounts.unmount(pool)
 
 
+async def test_a_file_system_that_the_owner_mounted_there_is_the_pool(
+    ext4_dir: Path, xfs_dir: Path
+) -> None:
+    pool = ext4_dir / "pool"
+    pool.mkdir()
+    await mounts.mount(xfs_dir, pool, "", options=["bind"])
+    try:
+        assert await pool_file.ensure_pool(ext4_dir) == pool_file.Pool(pool, None, None)
+        assert not (ext4_dir / "pool.xfs").exists()
+    finally:
+        await mounts.unmount(pool)
+
+
+async def test_a_mount_without_reflinks_is_refused_before_anything_is_allocated(
+    ext4_dir: Path,
+) -> None:
+    pool = ext4_dir / "pool"
+    pool.mkdir()
+    await mounts.mount("tmpfs", pool, "tmpfs", options=["size=1m"])
+    try:
+        with pytest.raises(pool_file.PoolUnusable, match="cannot share blocks"):
+            await pool_file.ensure_pool(ext4_dir)
+        assert not (ext4_dir / "pool.xfs").exists()
+    finally:
+        await mounts.unmount(pool)
+
+
 async def test_a_pool_in_use_is_not_released(data_dir: Path) -> None:
     pool = await pool_file.ensure_pool(data_dir, pool_size_bytes=SIZE_BYTES)
     with (pool.path / "open").open("wb"), pytest.raises(mounts.MountBusy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,6 @@ from tests.integration.service_api import is_bound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.integration.daemon_process import ServiceProcess
     from tests.integration.service_api import Namespace
@@ -52,7 +52,7 @@ class User:
 
     def _run(self, command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         if command == "mount":
-            self._used.append(str(arguments[1]))
+            self._used += [str(argument) for argument in arguments if isinstance(argument, Path)]
         ran = self._service.run(command, *map(str, arguments))
         if command == "path" and ran.returncode == 0:
             self._used.append(ran.stdout.strip())
@@ -104,7 +104,7 @@ def test_files_written_into_a_claim_are_there_again(
     published = own.api.get(CLAIM, own.name, "a")["metadata"]["annotations"][PUBLISHED]
     assert published == str(target)
     user.does("umount", target)
-    assert not target.exists()
+    assert list(target.iterdir()) == []
     assert PUBLISHED not in own.api.get(CLAIM, own.name, "a")["metadata"]["annotations"]
     user.does("mount", f"{own.name}/a", target)
     assert (target / "note").read_text() == "kept"

@@ -136,16 +136,27 @@ def test_what_cannot_be_had_is_refused_in_an_event(own: Namespace) -> None:
     own.claim("odd", storage_class=own.storage_class("odd", parameters={"fsType": "ntfs"}))
     own.claim("twice", storage_class=own.storage_class("twice", parameters=twice))
     own.claim("kind", dataSource={"kind": "VolumeSnapshot", "name": "s"})
+    own.claim("chosen", selector={"matchLabels": {"a": "b"}})
     own.claim("limit", resources={"requests": {"storage": "2Mi"}, "limits": {"storage": "1Mi"}})
     said = {
         name: own.event(CLAIM, name, "ProvisioningFailed")
-        for name in ("many", "readers", "nowhere", "odd", "twice", "kind", "limit")
+        for name in (
+            "many",
+            "readers",
+            "nowhere",
+            "odd",
+            "twice",
+            "kind",
+            "limit",
+            "chosen",
+        )
     }
     for name in ("many", "readers"):
         assert "a volume lies on one node; use ReadWriteOnce" in said[name]
     assert said["nowhere"] == 'storageclass.storage.k8s.io "missing" not found'
     assert "ntfs" in said["odd"]
     assert "more than once" in said["twice"]
+    assert "spec.selector is not supported" in said["chosen"]
     assert "write apiGroup: snapshot.storage.k8s.io" in said["kind"]
     assert not any(is_bound(own.api.get(CLAIM, own.name, name)) for name in said)
 

@@ -68,3 +68,10 @@ def test_unknown_keys_of_a_newer_writer_are_ignored():
 
 def test_times_are_read_in_every_offset():
     assert codec.parse_time("2026-11-23T07:07:08.123456+01:00") == NOW
+
+
+def test_zeros_are_said_and_nothing_is_not():
+    fresh = models.Volume(META, VOLUME.spec, models.VolumeStatus())
+    status = resources.VOLUME.to_object(fresh)["status"]
+    assert status["allocatedBytes"] == 0
+    assert "message" not in status
