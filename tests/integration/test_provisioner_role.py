@@ -289,7 +289,7 @@ def test_a_claim_that_is_deleted_while_it_is_made_leaves_nothing(
         own.api.wait_gone(CLAIM, own.name, name)
     poll(lambda: not own.api.list("Volume", SYSTEM), what="volumes of deleted claims")
     poll(lambda: not list((service.pool / "volumes").iterdir()), what="their data")
-    assert not own.api.list(VOLUME)
+    poll(lambda: not own.api.list(VOLUME), what="their persistent volumes")
 
 
 def test_thirty_claims_from_one_image_are_thirty_volumes(
