@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fakes.image_server import serve
@@ -61,7 +61,7 @@ def image_of(snapshot: Object) -> str:
     ],
 )
 def test_a_snapshot_holds_what_the_volume_held(
-    service: ServiceProcess, own: Namespace, parameters: dict[str, str], scheme: str
+    service: ServiceProcess, own: Namespace, parameters: dict[str, Any], scheme: str
 ) -> None:
     own.claim("a")
     write(service, own, "a", b"before")
