@@ -36,6 +36,7 @@ from shorthorn.host.node_storage import HostNodeStorage
 from shorthorn.host.pool_file import ensure_pool
 from shorthorn.images.checksum import Sha512Checksummer
 from shorthorn.images.fetcher import WebImageFetcher
+from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kit.process import CommandFailed, CommandMissing
 from shorthorn.kube import in_process, resources
@@ -156,6 +157,7 @@ class Daemon:
         lock = DirectoryLock(settings.data_dir, owner="shorthorn")
         lock.acquire()
         self._stack.callback(lock.release)
+        self._spawn(heap.keep_small())
         engine = await self._open_engine()
         client = await self._start_api_server()
         self._stack.push_async_callback(client.aclose)
