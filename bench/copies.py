@@ -189,7 +189,7 @@ def _judge_speed(section: Section, *, is_timed: bool) -> None:
     section.instead_of = {
         CSI_EXPORT: [CONVERT, CONVERT + DURABLY],
         ENGINE_EXPORT: [CONVERT, CONVERT + DURABLY],
-        CSI_RESTORE: [COPY, COPY + DURABLY],
+        CSI_RESTORE: [COPY],
     }
     if not is_timed:
         return

@@ -94,10 +94,14 @@ def _table(section: Section) -> Table:
     table.add_column("what")
     for name in ("median", "least", "most", "rounds"):
         table.add_column(name, justify="right")
-    table.add_column("times faster than")
+    if section.instead_of:
+        table.add_column("times faster than")
     for what, seconds in section.seconds.items():
         cells = [duration(value) for value in (median(seconds), min(seconds), max(seconds))]
-        table.add_row(what, *cells, str(len(seconds)), _comparisons(section, what))
+        row = [what, *cells, str(len(seconds))]
+        if section.instead_of:
+            row.append(_comparisons(section, what))
+        table.add_row(*row)
     return table
 
 
