@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,23 @@ from shorthorn.controllers.pools import PoolReporter
 from shorthorn.controllers.volumes import SnapshotReconciler, VolumeReconciler
 from shorthorn.csi.server import CsiServer
 from shorthorn.domain.errors import DomainError
-from shorthorn.domain.models import BackingImage, ImageCopy, Pool, PoolSpec, Snapshot, Volume
-from shorthorn.domain.ports import Engine, Registry
+from shorthorn.domain.models import (
+    BackingImage,
+    ImageCopy,
+    ImageKey,
+    ImageRecord,
+    Pool,
+    PoolSpec,
+    Snapshot,
+    Volume,
+)
+from shorthorn.domain.ports import Engine, Registry, ReportProgress
 from shorthorn.engines.local import LocalEngine
 from shorthorn.host.errors import HostError
 from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
 from shorthorn.host.pool_file import ensure_pool
 from shorthorn.images.checksum import Sha512Checksummer
-from shorthorn.images.fetcher import WebImageFetcher
 from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kit.process import CommandFailed, CommandMissing
@@ -268,7 +277,7 @@ class Daemon:
         reconciler = ImageCopyReconciler(
             registries.copies,
             engine,
-            WebImageFetcher(str(self.pool_dir)),
+            _WebFetcher(str(self.pool_dir)),
             Sha512Checksummer(),
             locks,
             controller.enqueue,
@@ -328,6 +337,29 @@ class Daemon:
             return
         exc = task.exception() or RuntimeError(f"{task.get_name()} ended by itself")
         self.failed.set_exception(exc)
+
+
+class _WebFetcher:
+    """Loads the web client at the first download: it would take a quarter of every start, and
+    memory (`ports.ImageFetcher`).
+    """
+
+    def __init__(self, pool_name: str) -> None:
+        self._pool_name = pool_name
+
+    async def fetch(
+        self,
+        key: ImageKey,
+        parameters: Mapping[str, str],
+        expected_checksum: str,
+        staging: Path,
+        report: ReportProgress,
+    ) -> ImageRecord:
+        await asyncio.to_thread(importlib.import_module, "shorthorn.images.fetcher")
+        from shorthorn.images.fetcher import WebImageFetcher
+
+        fetcher = WebImageFetcher(self._pool_name)
+        return await fetcher.fetch(key, parameters, expected_checksum, staging, report)
 
 
 def _last_port(kubeconfig: Path) -> int:
