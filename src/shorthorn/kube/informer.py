@@ -119,16 +119,17 @@ class Informer:
         """Follow changes until the server closes the stream in an orderly way."""
         options: dict[str, Any] = {} if self._namespace is None else {"namespace": self._namespace}
         events = self._client.watch(self._resource, resource_version=version, **options)
-        async for event, obj in events:
-            if event not in ("ADDED", "MODIFIED", "DELETED"):
-                continue
-            data = as_mapping(obj)
-            key = self._key(data)
-            if event == "DELETED":
-                self._objects.pop(key, None)
-            else:
-                self._objects[key] = data
-            self._notify(key)
+        async with contextlib.aclosing(events):
+            async for event, obj in events:
+                if event not in ("ADDED", "MODIFIED", "DELETED"):
+                    continue
+                data = as_mapping(obj)
+                key = self._key(data)
+                if event == "DELETED":
+                    self._objects.pop(key, None)
+                else:
+                    self._objects[key] = data
+                self._notify(key)
 
     def _key(self, data: Mapping[str, Any]) -> str:
         meta = data["metadata"]
