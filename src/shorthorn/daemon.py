@@ -17,7 +17,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lightkube import AsyncClient
 
@@ -126,7 +126,7 @@ class Daemon:
         self.pool_dir = Path()
         self.url = ""
 
-    async def __aenter__(self) -> Daemon:
+    async def __aenter__(self) -> Self:
         try:
             await self._start_or_fail()
         except _START_ERRORS as exc:
