@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.integration.daemon_process import loops_below, mounts_of
+from tests.integration.daemon_process import ROOT, loops_below, mounts_of
 from tests.integration.service_api import is_bound
 
 if TYPE_CHECKING:
@@ -235,6 +235,28 @@ def test_a_claim_mounted_from_many_shells_at_once_is_mounted_everywhere(
     with ThreadPoolExecutor(4) as shells:
         list(shells.map(lambda target: user.does("umount", target), targets))
     assert not any(os.path.ismount(target) for target in targets)
+
+
+def test_a_mount_that_is_killed_can_be_undone_or_done_again(
+    service: ServiceProcess, own: Namespace, user: User
+) -> None:
+    """Whatever was done is written down before; `umount` knows of it then."""
+    own.claim("a")
+    own.bound("a")
+    target = user.directory("killed")
+    for delay_s in (0.35, 0.45, 0.55, 0.65):
+        command = service.command("mount", f"{own.name}/a", str(target))
+        mounting = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        try:
+            mounting.wait(delay_s)
+        except subprocess.TimeoutExpired:
+            mounting.kill()
+            mounting.wait()
+        annotations = own.api.get(CLAIM, own.name, "a")["metadata"]["annotations"]
+        if PUBLISHED in annotations:
+            user.does("umount", target)
+        assert not os.path.ismount(target)
+    user.does("mount", f"{own.name}/a", target)
 
 
 def test_without_a_service_the_user_is_told_to_start_one(
