@@ -26,7 +26,7 @@ from shorthorn.controllers.controller import Controller
 from shorthorn.controllers.image_copies import ImageCopyReconciler
 from shorthorn.controllers.pools import PoolReporter
 from shorthorn.controllers.volumes import SnapshotReconciler, VolumeReconciler
-from shorthorn.csi.server import CsiServer
+from shorthorn.csi.server import CsiServer, check_path
 from shorthorn.domain.errors import DomainError
 from shorthorn.domain.models import (
     BackingImage,
@@ -162,6 +162,7 @@ class Daemon:
         settings = self._settings
         # Before a pool file takes its space for a service that will not come up.
         parse_listen(f"{settings.listen_host}:{settings.listen_port}")
+        check_path(settings.csi_socket)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = DirectoryLock(settings.data_dir, owner="shorthorn")
         lock.acquire()

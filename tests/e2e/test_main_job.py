@@ -5,10 +5,12 @@ Every test runs the real program on real disks; `--dir` keeps it below pytest's 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,15 +48,21 @@ STEPS = [
 SMALL = ["--source-mib", "8", "--source-files", "300"]
 
 
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory below which a unix socket's path still fits into its 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="sh-", dir="/var/tmp") as name:
+        yield Path(name)
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place() -> Iterator[Path]:
     """A directory for private directories; whatever happens, the kernel lets go of it."""
-    directory = tmp_path / "place"
-    directory.mkdir()
-    yield directory
-    left = kernel_leftovers(directory)
-    release(directory)
-    assert left == []
+    with short_directory() as directory:
+        yield directory
+        left = kernel_leftovers(directory)
+        release(directory)
+        assert left == []
 
 
 def demo(place: Path, *options: str) -> subprocess.Popen[str]:
@@ -114,13 +122,13 @@ def rows_of(said: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def whole_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, list[str]]:
+def whole_job() -> tuple[int, str, list[str]]:
     """Exit status, output and leftovers of the job as `make run` starts it."""
-    directory = tmp_path_factory.mktemp("place")
-    status, said = finish(demo(directory))
-    left = leftovers(directory)
-    release(directory)
-    return status, said, left
+    with short_directory() as directory:
+        status, said = finish(demo(directory))
+        left = leftovers(directory)
+        release(directory)
+        return status, said, left
 
 
 def test_every_comparison_holds_and_nothing_is_left(whole_job):

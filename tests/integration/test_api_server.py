@@ -102,6 +102,9 @@ async def eventually(holds: Callable[[], bool]) -> None:
 
 # ---- Restarts -----------------------------------------------------------------------------------
 
+#: Objects in one list: a table of them takes some 30 ms, other requests 1 ms.
+LISTED = 1000
+
 
 async def test_a_restart_keeps_objects_and_versions_go_on_upward(tmp_path: Path):
     async with serving(tmp_path) as served:
@@ -445,23 +448,12 @@ async def test_long_lists_do_not_hold_up_other_requests(tmp_path: Path):
             async with clients:
                 await served.create(f"m{number:04}", data={"pad": "x" * 1000})
 
-        await asyncio.gather(*(create(number) for number in range(2000)))
-        loop, worst_s, is_over = asyncio.get_running_loop(), 0.0, False
-
-        async def measure() -> None:
-            nonlocal worst_s
-            while not is_over:
-                start = loop.time()
-                await asyncio.sleep(0)
-                worst_s = max(worst_s, loop.time() - start)
-
-        measuring = asyncio.ensure_future(measure())
+        await asyncio.gather(*(create(number) for number in range(LISTED)))
         accept = "application/json;as=Table;v=v1;g=meta.k8s.io"
-        listed = await served.server._store.read(
-            lambda snapshot: [row.decode() for row in snapshot.iterate("configmaps", "default")]
-        )
-        answer = await served.http.get(MAPS, headers={"Accept": accept})
-        is_over = True
-        await measuring
-        assert len(listed) == len(answer.json()["rows"]) == 2000
-        assert worst_s < 0.5, "far above the few milliseconds it takes, for a busy machine"
+        listing = asyncio.ensure_future(served.http.get(MAPS, headers={"Accept": accept}))
+        answered = 0
+        while not listing.done():
+            assert (await served.http.get(f"{MAPS}/m0000")).status_code == 200
+            answered += 1
+        assert len(listing.result().json()["rows"]) == LISTED
+        assert answered >= 3, "others are served while the table is being made"

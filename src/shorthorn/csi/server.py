@@ -69,12 +69,10 @@ class CsiServer:
         Raises: InUse: another process serves there. InvalidArgument: the path is too long, or is
             something else than a socket.
         """
+        check_path(self._socket)
         await _remove_dead(self._socket)
         # Bound under another name: the real one exists only with its final mode.
         new = self._socket.with_name(self._socket.name + _NEW_SUFFIX)
-        if len(os.fsencode(new)) > _PATH_BYTES_MAX:
-            most = _PATH_BYTES_MAX - len(_NEW_SUFFIX)
-            raise InvalidArgument("socket", f"{self._socket} is longer than {most} bytes")
         self._server.add_insecure_port(f"unix:{new}")
         new.chmod(0o600)
         await self._server.start()
@@ -87,6 +85,14 @@ class CsiServer:
         with contextlib.suppress(FileNotFoundError):
             self._socket.unlink()
         await self._server.stop(grace_s)
+
+
+def check_path(socket: Path) -> None:
+    """Refuse a path that no unix socket can have. Raises: InvalidArgument."""
+    most = _PATH_BYTES_MAX - len(_NEW_SUFFIX)
+    if len(os.fsencode(socket)) > most:
+        problem = f"{socket} is longer than {most} bytes; choose a directory with a shorter name"
+        raise InvalidArgument("socket", problem)
 
 
 async def _remove_dead(socket: Path) -> None:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
 
 from shorthorn.csi.proto import csi_pb2
 from shorthorn.domain import errors
 from shorthorn.standalone import storage_class
-from shorthorn.standalone.csi_client import CALL_TIMEOUT_S, CsiClient, CsiError, answer
+from shorthorn.standalone.csi_client import CALL_TIMEOUT_S, Answer, CsiClient, CsiError, answer
 from shorthorn.standalone.objects import Object, Objects, annotations_of, is_deleting, key_of
 from shorthorn.standalone.provisioner import PUBLISHED, SELECTED_NODE, published_paths
 
 _POLL_S = 0.1
+_BUSY_S = 10.0
 
 
 class ClaimUnusable(Exception):
@@ -105,8 +108,8 @@ class Attachments:
         if volume is None:
             raise ClaimUnusable(f"the volume of claim {key_of(claim)} is gone")
         attached = Attached(claim, volume)
-        await answer(
-            self._driver.node.NodeUnpublishVolume(
+        await _when_free(
+            lambda: self._driver.node.NodeUnpublishVolume(
                 csi_pb2.NodeUnpublishVolumeRequest(
                     volume_id=attached.volume_id, target_path=str(target)
                 ),
@@ -123,9 +126,12 @@ class Attachments:
         stopped in between can do it again.
         """
         claim = await self._claims.find(key_of(attached.claim))
-        if claim is None or not set(published_paths(claim)) - {str(target)}:
+        others = set(published_paths(claim)) - {str(target)} if claim else set()
+        if not others:
             await self._unstage(attached)
-        await self._record(key_of(attached.claim), lambda paths: paths - {str(target)})
+        left = await self._record(key_of(attached.claim), lambda paths: paths - {str(target)})
+        if others and not left:  # they left at the same time
+            await self._unstage(attached)
 
     async def _claim_at(self, target: Path) -> Object:
         for claim in await self._claims.list():
@@ -139,8 +145,8 @@ class Attachments:
         await self._record(key_of(attached.claim), lambda paths: paths | {str(target)})
         try:
             await self._stage(attached)
-            await answer(
-                self._driver.node.NodePublishVolume(
+            await _when_free(
+                lambda: self._driver.node.NodePublishVolume(
                     csi_pb2.NodePublishVolumeRequest(
                         volume_id=attached.volume_id,
                         staging_target_path=str(self._staging_path(attached)),
@@ -162,8 +168,8 @@ class Attachments:
     async def _stage(self, attached: Attached) -> None:
         path = self._staging_path(attached)
         path.mkdir(parents=True, exist_ok=True)
-        await answer(
-            self._driver.node.NodeStageVolume(
+        await _when_free(
+            lambda: self._driver.node.NodeStageVolume(
                 csi_pb2.NodeStageVolumeRequest(
                     volume_id=attached.volume_id,
                     staging_target_path=str(path),
@@ -176,8 +182,8 @@ class Attachments:
 
     async def _unstage(self, attached: Attached) -> None:
         path = self._staging_path(attached)
-        await answer(
-            self._driver.node.NodeUnstageVolume(
+        await _when_free(
+            lambda: self._driver.node.NodeUnstageVolume(
                 csi_pb2.NodeUnstageVolumeRequest(
                     volume_id=attached.volume_id, staging_target_path=str(path)
                 ),
@@ -256,6 +262,21 @@ class Attachments:
             return ""
         latest = max(mine, key=lambda event: event.get("lastTimestamp") or "")
         return f"{latest['reason']}: {latest['message']}"
+
+
+async def _when_free(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Make a call again while something else is being done to the volume: another command, or what
+    one that was stopped had begun. Raises CsiError.
+    """
+    deadline = asyncio.get_running_loop().time() + _BUSY_S
+    while True:
+        try:
+            return await answer(call())
+        except CsiError as exc:
+            is_busy = exc.code is grpc.StatusCode.ABORTED
+            if not is_busy or asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(_POLL_S)
 
 
 def _remove_empty(directory: Path) -> None:
