@@ -36,14 +36,19 @@ def main() -> int:
     if shutil.disk_usage(options.dir).free < pool_bytes + GIB:
         return _refuse(f"{options.dir} needs {pool_bytes // GIB + 1} GiB of free space")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = Report({"quick": options.quick, "rounds": options.rounds, "parts": options.part})
+    report = Report(
+        {"quick": options.quick, "rounds": options.rounds, "parts": options.part},
+        judges_timings=not options.quick,
+    )
     try:
         with workspace(options.dir, pool_size=f"{pool_bytes // GIB}G") as service:
             asyncio.run(_measure(service, options, report))
     except BenchFailed as exc:
         return _refuse(str(exc))
+    except KeyboardInterrupt:
+        return _refuse("interrupted; what it made is gone")
     print(f"\nwritten to {report.write()}")
-    broken = report.broken(timings_count=not options.quick)
+    broken = report.broken()
     for check in broken:
         print(f"bench: not kept: {check.promise}: {check.found}", file=sys.stderr)
     return 1 if broken else 0

@@ -30,9 +30,10 @@ _WIDTH = 110
 class Report:
     """Prints each section as it comes and keeps all for the file."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], *, judges_timings: bool) -> None:
         self._console = Console(width=_WIDTH, highlight=False)
         self._arguments = arguments
+        self._judges_timings = judges_timings
         self._sections: list[Section] = []
         self._began = datetime.now(UTC)
         for name, value in machine().items():
@@ -48,12 +49,20 @@ class Report:
         for name, value in section.figures.items():
             self._console.print(f"  {name}: {value}")
         for check in section.checks:
-            self._console.print(f"  {_mark(check)}  {check.promise}: {check.found}")
+            self._console.print(f"  {self._mark(check)}  {check.promise}: {check.found}")
 
-    def broken(self, *, timings_count: bool) -> list[Check]:
-        """Return the promises that were not kept."""
+    def broken(self) -> list[Check]:
+        """Return the promises that count in this run and were not kept."""
         checks = [check for section in self._sections for check in section.checks]
-        return [c for c in checks if not c.is_kept and (timings_count or not c.is_timing)]
+        return [check for check in checks if not check.is_kept and self._counts(check)]
+
+    def _counts(self, check: Check) -> bool:
+        return self._judges_timings or not check.is_timing
+
+    def _mark(self, check: Check) -> str:
+        if check.is_kept:
+            return "[green]kept  [/]"
+        return "[red]BROKEN[/]" if self._counts(check) else "not judged"
 
     def write(self) -> Path:
         """Write all figures as JSON; return where."""
@@ -117,7 +126,3 @@ def _comparisons(section: Section, what: str) -> str:
 def duration(seconds: float) -> str:
     """Return seconds for a reader: 1.23 s, 45.6 ms."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
-
-
-def _mark(check: Check) -> str:
-    return "[green]kept  [/]" if check.is_kept else "[red]BROKEN[/]"
