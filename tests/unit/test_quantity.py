@@ -45,7 +45,7 @@ def test_what_is_no_quantity_is_refused(text: str) -> None:
         parse_quantity(text)
 
 
-@pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 4000])
+@pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 4000, "8Ei"])
 def test_what_would_fill_the_memory_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_quantity(text)
@@ -59,7 +59,7 @@ def test_bytes_are_written_in_the_shortest_exact_form(size_bytes: int, text: str
     assert format_quantity(size_bytes) == text
 
 
-@given(st.integers(min_value=0, max_value=2**63))
+@given(st.integers(min_value=0, max_value=2**63 - 1))
 def test_what_is_written_is_read_as_the_same(size_bytes: int) -> None:
     assert parse_quantity(format_quantity(size_bytes)) == size_bytes
 
