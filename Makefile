@@ -28,7 +28,7 @@ down: ## stop the service on ./.data; volumes and images stay
 test: ## check, then all tests on real mounts and sockets; needs root (PYTEST="-k name" for some)
 	@SHORTHORN_TARGET=test scripts/setup test
 	@scripts/check
-	@$(bin)/pytest $(PYTEST)
+	@$(bin)/pytest -n 3 --dist loadfile $(PYTEST)
 
 check: ## format, lint, types, layers, house rules; under a minute, no root
 	@scripts/setup check
