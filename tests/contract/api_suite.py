@@ -774,21 +774,18 @@ class ApiSuite:
             assert await watch.is_over()
 
     async def test_the_typed_client_watches(self, api: Api):
-        async def collect() -> list[tuple[str, str]]:
-            seen = []
+        await api.create_image("aa")
+        seen = []
+        async with asyncio.timeout(DEADLINE_S):
             watch = api.client.watch(BackingImage, namespace=api.namespace, server_timeout=20)
             async for event, image in watch:
                 seen.append((event, image.metadata.name))
+                if len(seen) == 1:  # only now is it certain that the watch is there
+                    await api.create_image("bb")
+                    await api.client.delete(BackingImage, "bb", namespace=api.namespace)
                 if len(seen) == 3:
                     break
-            return seen
-
-        await api.create_image("aa")
-        async with asyncio.timeout(DEADLINE_S):
-            collecting = asyncio.ensure_future(collect())
-            await api.create_image("bb")
-            await api.client.delete(BackingImage, "bb", namespace=api.namespace)
-            assert await collecting == [("ADDED", "aa"), ("ADDED", "bb"), ("DELETED", "bb")]
+        assert seen == [("ADDED", "aa"), ("ADDED", "bb"), ("DELETED", "bb")]
 
     # ---- Tables ---------------------------------------------------------------------------------
 
