@@ -40,6 +40,7 @@ from shorthorn.domain.models import (
 )
 from shorthorn.domain.ports import Engine, Registry, ReportProgress
 from shorthorn.engines.local import LocalEngine
+from shorthorn.host import sandbox
 from shorthorn.host.errors import HostError
 from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
@@ -190,6 +191,10 @@ class Daemon:
         engine = LocalEngine(pool.path)
         await engine.open()
         self._stack.push_async_callback(engine.close)
+        try:
+            await sandbox.check_available()
+        except sandbox.SandboxUnavailable as exc:
+            log.warning("qcow2 images cannot be imported: %s", exc)
         return engine
 
     async def _start_api_server(self) -> AsyncClient:
