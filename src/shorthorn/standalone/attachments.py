@@ -20,9 +20,9 @@ import grpc
 from shorthorn.csi.proto import csi_pb2
 from shorthorn.domain import errors
 from shorthorn.standalone import storage_class
+from shorthorn.standalone.consumers import PUBLISHED, SELECTED_NODE, published_paths
 from shorthorn.standalone.csi_client import CALL_TIMEOUT_S, Answer, CsiClient, CsiError, answer
 from shorthorn.standalone.objects import Object, Objects, annotations_of, is_deleting, key_of
-from shorthorn.standalone.provisioner import PUBLISHED, SELECTED_NODE, published_paths
 
 _POLL_S = 0.1
 _BUSY_S = 10.0

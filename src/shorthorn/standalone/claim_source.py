@@ -1,7 +1,7 @@
 """What a claim is to begin as: its dataSource, resolved to a CSI content source.
 
 Owns: every check that external-provisioner makes before it asks the driver. Must never: call the
-driver. Used by `standalone.provisioner`. Source: Kubernetes documentation of volume snapshots and
+driver. Used by `standalone.claims`. Source: Kubernetes documentation of volume snapshots and
 CSI volume cloning.
 """
 

@@ -94,6 +94,12 @@ class Objects:
             written = await self._client.replace(body, name_of(key), **self._in(key))
         return dict(as_mapping(written))
 
+    async def ensure_phase(self, obj: Object, phase: str) -> None:
+        """Write `status.phase` where it says something else. Raises Conflict."""
+        status = obj.get("status") or {}
+        if status.get("phase") != phase:
+            await self.replace_status({**obj, "status": {**status, "phase": phase}})
+
     async def merge(self, key: str, patch: Mapping[str, Any]) -> Object:
         """Apply a JSON merge patch (RFC 7386)."""
         with domain_errors(self._kind, key):

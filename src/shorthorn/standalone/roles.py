@@ -13,12 +13,15 @@ from lightkube import AsyncClient
 
 from shorthorn.controllers.controller import Controller
 from shorthorn.standalone import objects
-from shorthorn.standalone.claim_source import Lookups, source_of
+from shorthorn.standalone.claim_source import source_of
+from shorthorn.standalone.claims import Claims
 from shorthorn.standalone.csi_client import CsiClient
 from shorthorn.standalone.events import EventRecorder
 from shorthorn.standalone.objects import Object, Objects, key_of
-from shorthorn.standalone.provisioner import Provisioner
-from shorthorn.standalone.snapshotter import Snapshotter, owner_key
+from shorthorn.standalone.persistent_volumes import PersistentVolumes
+from shorthorn.standalone.role_context import RoleContext
+from shorthorn.standalone.snapshot_contents import SnapshotContents, owner_key
+from shorthorn.standalone.volume_snapshots import VolumeSnapshots
 
 _CLAIMS_AT_ONCE = 100
 """external-provisioner's --worker-threads: a claim that waits for a download must not hold up
@@ -41,32 +44,24 @@ class Roles:
         self._snapshot_classes = Objects(client, objects.SNAPSHOT_CLASS, is_namespaced=False)
         self._events = Objects(client, objects.EVENT, is_namespaced=True)
         self._recorder = EventRecorder(self._events, component=COMPONENT)
-        provisioner = Provisioner(
-            self._claims,
-            self._volumes,
-            self._classes,
-            Lookups(self._claims, self._volumes, self._snapshots, self._contents),
-            driver,
-            self._recorder,
-            driver_name=driver_name,
-        )
-        snapshotter = Snapshotter(
-            self._snapshots,
-            self._contents,
-            self._snapshot_classes,
-            self._claims,
-            self._volumes,
-            driver,
-            self._recorder,
+        context = RoleContext(
+            claims=self._claims,
+            volumes=self._volumes,
+            classes=self._classes,
+            snapshots=self._snapshots,
+            contents=self._contents,
+            snapshot_classes=self._snapshot_classes,
+            events=self._recorder,
+            driver=driver,
             driver_name=driver_name,
         )
         self._claim_controller = Controller(
-            "claims", provisioner.reconcile_claim, workers=_CLAIMS_AT_ONCE
+            "claims", Claims(context).reconcile, workers=_CLAIMS_AT_ONCE
         )
-        self._volume_controller = Controller("volumes", provisioner.reconcile_volume)
-        self._snapshot_controller = Controller("snapshots", snapshotter.reconcile_snapshot)
+        self._volume_controller = Controller("volumes", PersistentVolumes(context).reconcile)
+        self._snapshot_controller = Controller("snapshots", VolumeSnapshots(context).reconcile)
         self._content_controller = Controller(
-            "contents", snapshotter.reconcile_content, workers=_CLAIMS_AT_ONCE
+            "contents", SnapshotContents(context).reconcile, workers=_CLAIMS_AT_ONCE
         )
 
     async def run(self) -> None:
