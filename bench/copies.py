@@ -2,8 +2,10 @@
 
 Owns one comparison: a volume is filled through the driver, then in each round everybody copies it
 once. Every contender starts with a clean page cache for writing (nothing dirty) and, where it
-reads, a warm one: that favours the others, who read all the data, while an export reads none.
-A contender has two times: until the command ends, and until its file is durable as ours is.
+reads, a warm one: that favours the others, who read all the data, while an export reads none. One
+is also run cold, as it meets a volume in use: volumes are read and written with direct I/O, so
+their data is not in the page cache. A contender has two times: until the command ends, and until
+its file is durable as ours is.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from shorthorn.domain.models import ImageFormat, ImageKey, VolumeSource
 from shorthorn.host import extents
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.disks import Disk
     from bench.driver import Driver
     from shorthorn.domain.models import Progress
@@ -33,6 +37,7 @@ SPEEDUP_MIN = 20.0
 CSI_EXPORT = "export: CSI CreateSnapshot"
 ENGINE_EXPORT = "export: engine alone"
 CONVERT = "qemu-img convert"
+CONVERT_COLD = "qemu-img convert, cold"
 CONVERT_SHARING = "qemu-img convert -C"
 CSI_RESTORE = "restore: CSI CreateVolume"
 COPY = "cp --reflink=never"
@@ -71,6 +76,7 @@ async def compare(
             _clone_over(it.source, Path((await engine.list_volumes())[0].path))
         await _engine_round(it, number)
         _convert_round(it, CONVERT)
+        _convert_round(it, CONVERT_COLD, prepare=disks.chill)
         _convert_round(it, CONVERT_SHARING, "-C")
         _copy_round(it, COPY, "never")
         _copy_round(it, CLONE, "always")
@@ -114,19 +120,27 @@ async def _engine_round(it: Comparison, number: int) -> None:
     await it.engine.delete_image(key)
 
 
-def _convert_round(it: Comparison, what: str, *options: str) -> None:
+def _convert_round(
+    it: Comparison, what: str, *options: str, prepare: Callable[[Path], None] = disks.warm
+) -> None:
     target = it.scratch / "converted.qcow2"
     command = ("qemu-img", "convert", *options, "-f", "raw", "-O", "qcow2")
-    _contend(it, what, (*command, it.source, target), target)
+    _contend(it, what, (*command, it.source, target), target, prepare)
 
 
 def _copy_round(it: Comparison, what: str, reflink: str) -> None:
     target = it.scratch / "copied.raw"
-    _contend(it, what, ("cp", f"--reflink={reflink}", it.source, target), target)
+    _contend(it, what, ("cp", f"--reflink={reflink}", it.source, target), target, disks.warm)
 
 
-def _contend(it: Comparison, what: str, argv: tuple[str | Path, ...], target: Path) -> None:
-    disks.warm(it.source)
+def _contend(
+    it: Comparison,
+    what: str,
+    argv: tuple[str | Path, ...],
+    target: Path,
+    prepare: Callable[[Path], None],
+) -> None:
+    prepare(it.source)
     before = settle(it.pool)
     begun = time.perf_counter()
     run(*argv)
@@ -187,7 +201,7 @@ def _judge_sharing(
 
 def _judge_speed(section: Section, *, is_timed: bool) -> None:
     section.instead_of = {
-        CSI_EXPORT: [CONVERT, CONVERT + DURABLY],
+        CSI_EXPORT: [CONVERT, CONVERT + DURABLY, CONVERT_COLD, CONVERT_COLD + DURABLY],
         ENGINE_EXPORT: [CONVERT, CONVERT + DURABLY],
         CSI_RESTORE: [COPY],
     }

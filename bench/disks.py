@@ -65,6 +65,16 @@ def _write_scattered(descriptor: int, disk: Disk) -> None:
         os.pwrite(descriptor, rng.randbytes(BLOCK_BYTES), 2 * place * BLOCK_BYTES)
 
 
+def chill(path: Path) -> None:
+    """Take a file out of the page cache; it has to be clean."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 def warm(path: Path) -> None:
     """Read all data of a file, so that it is in the page cache if it fits there."""
     descriptor = os.open(path, os.O_RDONLY)
