@@ -150,6 +150,19 @@ def test_no_more_is_copied_than_the_bounds_allow(tmp_path, bounds, expected):
     assert tree_source.fill(root, [source], bounds).file_count == expected
 
 
+def test_a_directory_copied_already_is_left_out_of_the_one_that_holds_it(tmp_path):
+    source, root = tmp_path / "source", tmp_path / "root"
+    (source / "below").mkdir(parents=True)
+    (source / "below" / "file").write_bytes(bytes(1000))
+    (source / "below" / "link").symlink_to("file")
+    (source / "beside").write_bytes(bytes(1000))
+    root.mkdir()
+    copied = tree_source.fill(root, [source / "below", source], Bounds(1 << 20, 100))
+    assert (copied.file_count, copied.content_bytes) == (3, 2000)
+    place = root / tree_source.MACHINE / source.relative_to("/")
+    assert compare(read_tree(source), read_tree(place)) == []
+
+
 def test_nothing_to_copy_is_said(tmp_path):
     with pytest.raises(tree_source.NothingToCopy, match="no files below"):
         tree_source.fill(tmp_path, [tmp_path / "absent"], Bounds(1, 1))

@@ -103,7 +103,7 @@ def _copy_tree(source: Path, target: Path, copied: Copied, bounds: Bounds) -> No
     """Copy files, directories and symbolic links of one file system, parents' times last."""
     _make_directories(source, target)
     directories = [(source, target)]
-    for path in _walk(source):
+    for path in _walk(source, copied.sources):
         if copied.is_full(bounds):
             break
         place = target / path.relative_to(source)
@@ -135,8 +135,12 @@ def _restore_mode(place: Path, status: os.stat_result) -> None:
         os.chmod(place, stat.S_IMODE(status.st_mode))  # chown has cleared setuid and setgid
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Yield everything below `root` on its own file system, parents first, in order of name."""
+def _walk(root: Path, done: Sequence[Path]) -> Iterator[Path]:
+    """Yield everything below `root` on its own file system, parents first, in order of name.
+
+    Nothing at or below a directory in `done`: a small machine's bounds are not reached by
+    /usr/share/doc, so /usr/share comes later and must not meet the same files again.
+    """
     device = root.stat().st_dev
     for directory, names, files in os.walk(root):
         names.sort()
@@ -144,7 +148,9 @@ def _walk(root: Path) -> Iterator[Path]:
         names[:] = [
             name
             for name in names
-            if name not in links and Path(directory, name).stat().st_dev == device
+            if name not in links
+            and Path(directory, name) not in done
+            and Path(directory, name).stat().st_dev == device
         ]
         for name in [*names, *sorted([*files, *links])]:
             yield Path(directory, name)
