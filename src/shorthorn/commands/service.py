@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,13 +56,14 @@ Shorthorn is up.
 Try next, with plain kubectl:
 
   export KUBECONFIG={kubeconfig}
-  kubectl get storageclass
-  kubectl apply -f examples/claim.yaml        # a claim; see examples/ for snapshots and restores
+  export SHORTHORN_DATA_DIR={data_dir}
+  kubectl apply -f examples/claim.yaml            # makes claim test-vol
+  {program} mount test-vol /mnt/test-vol          # then put something into it
+  kubectl apply -f examples/snapshot.yaml         # turns it into a qcow2 backing image
+  kubectl apply -f examples/restored-claim.yaml   # makes test-restore-pvc from that
   kubectl get pvc,volumesnapshot
   kubectl get backingimages -n {namespace}
-
-  shorthorn mount CLAIM DIR --data-dir {data_dir}
-  shorthorn down --data-dir {data_dir}        # stops the service; volumes stay as they are
+  {program} down                                  # stops the service; volumes stay as they are
 """
 
 
@@ -149,6 +151,7 @@ async def _until(stop: asyncio.Event, failed: asyncio.Future[None]) -> None:
 def next_steps(settings: Settings, *, pool: Path, url: str) -> str:
     """Return what to try next, for the terminal."""
     return _NEXT_STEPS.format(
+        program=_program(),
         kubeconfig=settings.kubeconfig,
         namespace=DEFAULT_NAMESPACE,
         data_dir=settings.data_dir,
@@ -156,6 +159,13 @@ def next_steps(settings: Settings, *, pool: Path, url: str) -> str:
         socket=settings.csi_socket,
         url=url,
     )
+
+
+def _program() -> str:
+    """Return how this program is called: by name where the shell finds it, else by path."""
+    own = Path(sys.executable).with_name("shorthorn")
+    found = shutil.which("shorthorn")
+    return "shorthorn" if found is not None and Path(found) == own else str(own)
 
 
 def _start_in_background(settings: Settings, arguments: list[str]) -> None:
