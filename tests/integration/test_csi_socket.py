@@ -21,7 +21,7 @@ from tests.integration.csi_host import DRIVER, MIB, CsiHost, serving
 from shorthorn.csi.proto import csi_pb2
 from shorthorn.csi.server import CsiServer
 from shorthorn.domain.errors import Corrupt, InUse, InvalidArgument, Unavailable
-from shorthorn.host import reflink
+from shorthorn.host import file_systems, reflink
 from shorthorn.host.node_storage import HostNodeStorage
 from shorthorn.kit import process
 from shorthorn.standalone.csi_client import CsiError, answer
@@ -94,6 +94,31 @@ async def test_a_mounted_volume_is_exported_and_restored_beside_itself(
     assert attached_below(pool_dir) == []
     places = ("volumes/*", "images/*", "snapshots/*", "staging/*/*")
     assert [left for place in places for left in pool_dir.glob(place)] == []
+
+
+async def test_a_btrfs_clone_gets_its_own_uuid_where_the_kernel_needs_that(
+    xfs_csi: CsiHost, xfs_dir: Path, tmp_path: Path
+) -> None:
+    wanted = capability(fs_type="btrfs")
+    await xfs_csi.create("pvc-1", size=320 * MIB, capabilities=[wanted])
+    (await xfs_csi.mount("pvc-1", wanted) / "file").write_bytes(b"origin")
+    made = await xfs_csi.snapshot("snapshot-1", "pvc-1", type="snap")
+    await xfs_csi.create("pvc-2", size=320 * MIB, handle=made.snapshot_id)
+    storage = HostNodeStorage(kernel_release="6.1.0-28-amd64")  # Debian 12's
+    image = str(xfs_dir / "volumes/pvc-2/volume.raw")
+    device = Path(await storage.attach(image))
+    before = (await file_systems.probe(device)).uuid
+    target = tmp_path / "target"
+    await storage.mount(str(device), str(target), "btrfs", read_only=False, options=())
+    assert (target / "file").read_bytes() == b"origin"
+    await storage.unmount(str(target))
+    own = (await file_systems.probe(device)).uuid
+    assert own != before
+    await storage.mount(str(device), str(target), "btrfs", read_only=False, options=())
+    await storage.unmount(str(target))
+    assert (await file_systems.probe(device)).uuid == own
+    await storage.detach(image)
+    await xfs_csi.unmount("pvc-1")
 
 
 async def test_mount_options_reach_the_kernel(xfs_csi: CsiHost) -> None:

@@ -320,6 +320,13 @@ def clone_needs_new_uuid(fs_type: str, *, kernel_release: str | None = None) -> 
     return fs_type == BTRFS and found is not None and (int(found[1]), int(found[2])) < (6, 7)
 
 
+async def has_mounted_twin(device: Path) -> bool:
+    """Tell whether a btrfs with this one's UUID is mounted from another device."""
+    uuid = (await probe(device)).uuid
+    devices = Path("/sys/fs/btrfs", uuid or "none", "devices")
+    return devices.is_dir() and device.name not in {entry.name for entry in devices.iterdir()}
+
+
 async def usage(mount_point: Path) -> Capacity:
     """Return statvfs(3) of a mounted file system. btrfs counts no inodes: all are 0."""
     status = await in_thread(os.statvfs, mount_point)

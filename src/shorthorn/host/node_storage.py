@@ -42,6 +42,10 @@ _BLKROSET = 0x125D
 class HostNodeStorage:
     """See the module. Has no state of its own."""
 
+    def __init__(self, *, kernel_release: str | None = None) -> None:
+        """`kernel_release`: whose rules hold, as uname(2) tells it; None: the running kernel's."""
+        self._kernel_release = kernel_release
+
     async def resolve(self, path: str) -> str:
         """Return the path as mountinfo shows it."""
         return await in_thread(os.path.realpath, path)
@@ -158,6 +162,8 @@ class HostNodeStorage:
             Path(target).mkdir(parents=True, exist_ok=True, mode=0o750)
         except (FileExistsError, NotADirectoryError) as exc:
             raise InvalidArgument("staging_target_path", f"{target} is no directory") from exc
+        if not read_only:
+            await self._part_from_twin(device, fs_type)
         words = [*file_systems.mount_options(fs_type), *options]
         try:
             await mounts.mount(
@@ -165,6 +171,19 @@ class HostNodeStorage:
             )
         except mounts.MountFailed as exc:
             raise _mount_error(exc, device, is_read_only=read_only) from exc
+
+    async def _part_from_twin(self, device: str, fs_type: str) -> None:
+        """Give a clone a UUID of its own where its origin is mounted and the kernel would take the
+        one for the other.
+        """
+        if not file_systems.clone_needs_new_uuid(fs_type, kernel_release=self._kernel_release):
+            return
+        if await file_systems.has_mounted_twin(Path(device)):
+            try:
+                with _tool_errors(device):
+                    await file_systems.new_uuid(fs_type, Path(device))
+            except file_systems.UuidUnchanged as exc:
+                raise Unavailable("mount", str(exc)) from exc
 
     async def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """Bind at once in its final state; makes the mount point, of the source's kind."""
