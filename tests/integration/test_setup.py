@@ -74,6 +74,25 @@ def test_an_unfit_python_is_refused_with_the_way_out(checkout: Path, interpreter
     assert not (checkout / ".venv").exists()
 
 
+def test_certificates_that_an_interrupted_installation_dropped_are_put_back(checkout: Path) -> None:
+    ours, debians, shared = (
+        f"-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n"
+        for name in ["ours", "debians", "shared"]
+    )
+    bundle, kept = checkout / "ca-certificates.crt", checkout / ".cache" / "ca-bundle.kept"
+    bundle.write_text(debians + shared)
+    kept.parent.mkdir()
+    kept.write_text(f"# the company's\n{shared}{ours}".rstrip())
+    setup = checkout / "scripts" / "setup"
+    script = setup.read_text()
+    assert "/etc/ssl/certs/ca-certificates.crt" in script
+    setup.write_text(script.replace("/etc/ssl/certs/ca-certificates.crt", str(bundle)))
+    answer = run_setup(setup, "check", PYTHON="/nonexistent/python3")
+    assert "put certificates back" in answer.stderr
+    assert bundle.read_text() == debians + shared + ours
+    assert not kept.exists()
+
+
 def test_an_unknown_mode_shows_the_known_ones(checkout: Path) -> None:
     answer = run_setup(checkout / "scripts" / "setup", "everything")
     assert answer.returncode == 2
