@@ -108,24 +108,11 @@ class Kubectl:
         timeout_s: float = WAIT_TIMEOUT_S,
     ) -> None:
         """Wait until a value of an object is as wanted. Raises StepFailed naming what it is."""
-        place = ("-n", namespace) if namespace != "default" else ()
-        arguments = (
-            "wait",
-            f"--for=jsonpath={{{path}}}={wanted}",
-            target,
-            *place,
-            f"--timeout={timeout_s:.0f}s",
-        )
-        self._report.command(
-            f"kubectl wait --for=jsonpath='{{{path}}}'={wanted} {target}{_in(namespace)}"
-        )
         if await self._knows_jsonpath():
-            met = (await self.call(*arguments)).returncode == 0
+            met = await self._wait(target, path, wanted, namespace, timeout_s)
         else:
             met = await self._poll(target, path, wanted, namespace, timeout_s)
-        if met:
-            self._report.output(f"{target} condition met")
-        else:
+        if not met:
             found = await self.value(target, path, namespace=namespace)
             raise StepFailed(
                 f"{target}: {path} is {found or 'not set'} and not {wanted} "
@@ -197,14 +184,27 @@ class Kubectl:
         place = ("-n", namespace) if namespace != "default" else ()
         await self.show("delete", *place, *targets)
 
+    async def _wait(
+        self, target: str, path: str, wanted: str, namespace: str, timeout_s: float
+    ) -> bool:
+        typed = f"--for=jsonpath='{{{path}}}'={wanted}"
+        self._report.command(f"kubectl wait {typed} {target}{_in(namespace)}")
+        limits = (f"-n={namespace}", f"--timeout={timeout_s:.0f}s")
+        answer = await self.call("wait", f"--for=jsonpath={{{path}}}={wanted}", target, *limits)
+        if answer.returncode == 0:
+            self._report.output(f"{target} condition met")
+        return answer.returncode == 0
+
     async def _poll(
         self, target: str, path: str, wanted: str, namespace: str, timeout_s: float
     ) -> bool:
+        self._report.command(f"kubectl get {target}{_in(namespace)} -o jsonpath='{{{path}}}'")
         deadline = time.monotonic() + timeout_s
         while await self.value(target, path, namespace=namespace) != wanted:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(_POLL_S)
+        self._report.output(wanted)
         return True
 
     async def _knows_jsonpath(self) -> bool:
