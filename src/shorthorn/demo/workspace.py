@@ -8,6 +8,7 @@ killed predecessor left. Must never: touch anything outside such a directory, or
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ async def remove_abandoned(parent: Path) -> list[Path]:
         if not root.is_dir() or root.stat().st_uid != os.geteuid() or (root / _KEPT).exists():
             continue
         lock = DirectoryLock(root, owner="shorthorn demo")
-        with contextlib.suppress(DirectoryOwned):
+        with contextlib.suppress(DirectoryOwned, FileNotFoundError):
             lock.acquire()
             await remove(Workspace(root, lock))
             removed.append(root)
@@ -106,7 +107,13 @@ async def release(workspace: Workspace) -> None:
 async def remove(workspace: Workspace) -> None:
     """Release everything and remove the directory. Raises: as `release`."""
     await release(workspace)
-    await files.remove_tree(workspace.root)
+    while workspace.root.exists():
+        try:
+            await files.remove_tree(workspace.root)
+        except OSError as exc:
+            # The lock goes with the tree, so another run may be at the same abandoned directory.
+            if exc.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
     workspace.lock.release()
 
 
