@@ -8,6 +8,7 @@ made once per session and taken away however it ends; each test gets a directory
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+_TASTE = (
+    "COLUMNS",
+    "FORCE_COLOR",
+    "GITHUB_ACTIONS",
+    "NO_COLOR",
+    "PY_COLORS",
+    "TERMINAL_WIDTH",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+)
+
 
 def pytest_configure() -> None:
     """Let SIGTERM end the run as Ctrl-C does, so that mounts and loop devices are taken away."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_sessionstart() -> None:
+    """Let no test depend on the terminal and the taste of whoever runs it.
+
+    After pytest has looked at them for its own output, before Typer is imported and does.
+    """
+    os.environ["TERM"] = "xterm-256color"
+    for name in _TASTE:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

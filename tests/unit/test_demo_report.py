@@ -11,14 +11,6 @@ from rich.console import Console
 from shorthorn.demo.report import Report, format_bytes, make_console
 
 
-@pytest.fixture(autouse=True)
-def ordinary_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make no test depend on the terminal and the taste of whoever runs it."""
-    monkeypatch.setenv("TERM", "xterm-256color")
-    for name in ["NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"]:
-        monkeypatch.delenv(name, raising=False)
-
-
 def console(*, terminal: bool, width: int = 100) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
     made = Console(file=out, force_terminal=terminal, width=width)
