@@ -24,6 +24,7 @@ from lightkube import AsyncClient
 from shorthorn.controllers.backing_images import BackingImageReconciler
 from shorthorn.controllers.controller import Controller
 from shorthorn.controllers.image_copies import ImageCopyReconciler
+from shorthorn.controllers.ownerless import find_ownerless
 from shorthorn.controllers.pools import PoolReporter
 from shorthorn.controllers.volumes import SnapshotReconciler, VolumeReconciler
 from shorthorn.csi.server import CsiServer, check_path
@@ -259,6 +260,10 @@ class Daemon:
         )
         await asyncio.gather(*(registry.wait_synced() for registry in registries.all))
         await pool.report()
+        for name in await find_ownerless(
+            engine, registries.volumes, registries.snapshots, registries.copies
+        ):
+            log.warning("%s: data without an object, left alone", self.pool_dir / name)
 
         def copy_changed(name: str) -> None:
             copies.enqueue(name)

@@ -1,0 +1,31 @@
+"""Data in this node's pool that no object names.
+
+Owns: finding it, for the log. Must never: delete or adopt it: somebody restored an old database, or
+copied files into the pool, and only they know what it is. Called by `daemon.py` at start, before
+anything makes new data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shorthorn.domain.models import ImageCopy, Snapshot, Volume
+from shorthorn.domain.ports import Engine, Registry
+
+
+async def find_ownerless(
+    engine: Engine,
+    volumes: Registry[Volume],
+    snapshots: Registry[Snapshot],
+    copies: Registry[ImageCopy],
+) -> Sequence[str]:
+    """Return kind and name, as in `volumes/pvc-1`, of committed data without an object."""
+    owned = {f"volumes/{volume.meta.name}" for volume in await volumes.list()}
+    owned |= {f"snapshots/{snapshot.meta.name}" for snapshot in await snapshots.list()}
+    owned |= {f"images/{copy.spec.image}/{copy.spec.image_uuid}" for copy in await copies.list()}
+    there = [f"volumes/{record.volume_id}" for record in await engine.list_volumes()]
+    there += [f"snapshots/{record.snapshot_id}" for record in await engine.list_snapshots()]
+    there += [
+        f"images/{record.key.name}/{record.key.uuid}" for record in await engine.list_images()
+    ]
+    return [name for name in there if name not in owned]
