@@ -99,14 +99,6 @@ class Change:
     previous: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Rows in (namespace, name) order, read at one resource version."""
-
-    resource_version: int
-    rows: list[Row]
-
-
 def encode(obj: dict[str, Any]) -> bytes:
     """Write an object with `apiVersion` and `kind` first, so that a version is a byte prefix."""
     head = {"apiVersion": obj["apiVersion"], "kind": obj["kind"]}
