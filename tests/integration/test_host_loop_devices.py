@@ -189,6 +189,28 @@ async def test_a_discarded_range_becomes_a_hole_unless_discards_are_off(volume: 
     assert (await extents.usage(volume)).allocated_bytes == 0
 
 
+async def test_devices_are_listed_while_others_come_and_go(pool_dir: Path) -> None:
+    """The kernel makes a device that refused discards anew; its files in sysfs die one by one."""
+
+    async def come_and_go(path: Path) -> None:
+        for _ in range(20):
+            device = await loop_devices.ensure_attached(path, discards=False)
+            await loop_devices.detach(device)
+
+    async def look() -> None:
+        while not all(churn.done() for churn in churns):
+            await loop_devices.list_attached()
+
+    paths = [pool_dir / f"{number}.raw" for number in range(3)]
+    for path in paths:
+        path.write_bytes(bytes(MIB))
+    churns = [asyncio.create_task(come_and_go(path)) for path in paths]
+    try:
+        await asyncio.gather(*churns, look())
+    finally:
+        await asyncio.gather(*churns, return_exceptions=True)
+
+
 async def test_a_read_only_device_refuses_writes(volume: Path) -> None:
     device = await loop_devices.ensure_attached(volume, read_only=True)
 

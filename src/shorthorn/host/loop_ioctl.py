@@ -139,10 +139,7 @@ def set_capacity(number: int) -> None:
 
 def passes_discards(number: int) -> bool:
     """Tell whether the device passes discards on to its file."""
-    try:
-        return int((_queue(number) / "discard_max_bytes").read_text()) > 0
-    except FileNotFoundError:
-        return False
+    return (_queue_limit(number, "discard_max_bytes") or 0) > 0
 
 
 def refuse_discards(number: int) -> None:
@@ -156,11 +153,8 @@ def renew_if_tainted(number: int) -> None:
     The kernel keeps the limit with the number, for whatever file comes next, and with a limit of 0
     it forgets the granularity too and then refuses every other limit (EINVAL; seen on 6.18).
     """
-    try:
-        most = int((_queue(number) / "discard_max_hw_bytes").read_text())
-    except FileNotFoundError:
-        return
-    if most > 0 and not passes_discards(number):
+    most = _queue_limit(number, "discard_max_hw_bytes")
+    if most and not passes_discards(number):
         with contextlib.suppress(OSError):  # EBUSY: attached by somebody else since
             _control(_LOOP_CTL_REMOVE, number)
 
@@ -191,6 +185,20 @@ def _control(request: int, number: int) -> int:
         return fcntl.ioctl(control, request, number)
     finally:
         os.close(control)
+
+
+def _queue_limit(number: int, name: str) -> int | None:
+    """Return a limit of the device's queue; None: there is no such device.
+
+    A device that the kernel is just removing still has its files in sysfs; to read them then is
+    ENODEV, not ENOENT (seen on 6.18, when somebody else renews a device while we look at all).
+    """
+    try:
+        return int((_queue(number) / name).read_text())
+    except OSError as exc:
+        if exc.errno in _ABSENT:
+            return None
+        raise
 
 
 def _queue(number: int) -> Path:
