@@ -13,6 +13,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.integration import storage
 
 if TYPE_CHECKING:
@@ -29,6 +30,18 @@ _TASTE = (
     "TTY_COMPATIBLE",
     "TTY_INTERACTIVE",
 )
+
+
+# An example may be slow because the machine is: no property is about time. In CI the examples are
+# the same in every run; elsewhere each run looks at others.
+settings.register_profile(
+    "shorthorn",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("shorthorn")
 
 
 def pytest_configure() -> None:

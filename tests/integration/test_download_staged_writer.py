@@ -48,7 +48,7 @@ PIECE = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pieces=st.lists(PIECE, max_size=12), cut=st.floats(0, 1))
 def test_any_pieces_make_the_file_and_its_hash_also_after_a_resume(
     pieces: list[bytes], cut: float

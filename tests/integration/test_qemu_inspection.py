@@ -100,9 +100,7 @@ PLACES = st.one_of(
 )
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(damage=st.lists(st.tuples(PLACES, st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_damaged_image_is_refused_or_converted_but_never_anything_else(
     tmp_path: Path, damage: list[tuple[int, int]]

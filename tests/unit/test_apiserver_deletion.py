@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shorthorn.standalone.apiserver import store
@@ -137,7 +137,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(OPERATIONS)
 def test_no_dependent_outlives_its_owners_and_no_deletion_hangs(
     operations: list[tuple[str, int, list[int], str, bool, bool]],

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shorthorn.domain import handles
@@ -14,8 +14,6 @@ from shorthorn.domain.errors import InvalidArgument
 from shorthorn.domain.handle_traps import RESERVED, TrapKind, find_traps
 from shorthorn.domain.handles import BackingImageHandle, InvalidHandle, SnapshotHandle
 
-#: A shared machine may stall for longer than Hypothesis allows one example.
-unhurried = settings(deadline=None)
 DOCS = Path(__file__).parents[2] / "docs/handles.md"
 SHA = "bd79ab9e6d45abf4f3f0adf552a868074dd235c4698ce7258d521160e0ad79ff" * 2
 URL = "https://longhorn-backing-image.s3-us-west-1.amazonaws.com/parrot.qcow2"
@@ -179,13 +177,11 @@ PARAMETERS = st.dictionaries(TEXT.filter(lambda key: key not in RESERVED), TEXT,
 PART = FILLED.filter(lambda part: "/" not in part)
 
 
-@unhurried
 @given(st.builds(BackingImageHandle, FILLED, FILLED, TEXT, PARAMETERS))
 def test_a_written_handle_is_read_back_the_same(handle):
     assert handles.parse(handle.format()) == handle
 
 
-@unhurried
 @given(st.builds(SnapshotHandle, PART, PART))
 def test_a_written_snapshot_handle_is_read_back_the_same(handle):
     assert handles.parse(handle.format()) == handle
@@ -214,7 +210,6 @@ PIECES = st.sampled_from(
 )
 
 
-@unhurried
 @given(st.lists(PIECES | st.text(max_size=3), max_size=14).map("".join))
 def test_no_text_does_anything_but_parse_or_be_refused(text):
     try:

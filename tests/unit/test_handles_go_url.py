@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shorthorn.domain import go_url
 
-#: A shared machine may stall for longer than Hypothesis allows one example.
-unhurried = settings(deadline=None)
 VECTORS = json.loads((Path(__file__).parent / "data/go_url_vectors.json").read_text())["vectors"]
 
 
@@ -47,7 +45,6 @@ def test_an_undecodable_argument_is_read_byte_for_byte():
 PIECES = st.sampled_from(["bi://", "[", "]", "%", "%25", "::1", "@", ":", "?", "#", "&", "=", ";"])
 
 
-@unhurried
 @given(st.lists(PIECES | st.text(max_size=4), max_size=12).map("".join))
 def test_any_text_is_either_read_or_refused(url):
     with contextlib.suppress(go_url.MalformedUrl):

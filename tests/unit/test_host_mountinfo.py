@@ -6,13 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shorthorn.host import mountinfo
-
-#: A shared machine may stall for longer than Hypothesis allows one example.
-unhurried = settings(deadline=None)
 
 
 def kernel_escape(text: str, *, special: bytes = b" \t\n\\#") -> bytes:
@@ -30,7 +27,6 @@ paths = st.lists(names.filter(lambda n: n not in (".", "..")), max_size=4).map(
 )
 
 
-@unhurried
 @given(target=paths, root=paths, source=paths, tags=st.lists(st.sampled_from(["shared:1", "x:2"])))
 def test_every_path_is_read_back_as_it_is(
     target: str, root: str, source: str, tags: list[str]
@@ -53,7 +49,6 @@ def test_every_path_is_read_back_as_it_is(
     assert mount.is_read_only
 
 
-@unhurried
 @given(st.binary(max_size=80))
 def test_what_is_not_mountinfo_is_refused_and_nothing_else(data: bytes) -> None:
     try:

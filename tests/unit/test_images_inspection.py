@@ -222,7 +222,7 @@ def test_inspection_of_a_large_file_costs_little(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=4096))
 @example(data=b"QFI\xfb")
 @example(data=b"QFI\xfb\0\0\0\3" + b"\xff" * 200)
@@ -232,7 +232,7 @@ def test_no_input_crashes_the_inspection(tmp_path: Path, data: bytes) -> None:
         inspect_file(path)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.lists(st.tuples(st.integers(0, 111), st.integers(0, 255)), min_size=1, max_size=12),
     kind=st.sampled_from(["qcow2", "vmdk", "vhdx", "vdi", "LUKS"]),

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shorthorn.lint import RULES, Rule, Severity, check, mend
 from shorthorn.lint.handle_rules import mend_handle
 
-#: A shared machine may stall for longer than Hypothesis allows one example.
-unhurried = settings(deadline=None)
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted((Path(__file__).parents[2] / "src/shorthorn/demo/page").iterdir())
 SHA = "0123456789abcdef" * 8
@@ -411,7 +409,6 @@ PIECES = st.sampled_from(
 )
 
 
-@unhurried
 @given(st.lists(st.tuples(st.integers(0, 6), PIECES), max_size=14), st.sampled_from(["\n", "\r\n"]))
 def test_any_pile_of_manifest_lines_is_linted_and_mending_is_idempotent(pile, newline):
     text = newline.join(" " * indent + line for indent, line in pile)
@@ -436,7 +433,6 @@ def shaken(draw: st.DrawFn) -> str:
     return "\n".join(moved) + "\n"
 
 
-@unhurried
 @given(shaken())
 def test_mending_a_shaken_manifest_keeps_every_word_and_leaves_nothing_it_could_mend(text):
     mended = mend(text)
@@ -446,7 +442,6 @@ def test_mending_a_shaken_manifest_keeps_every_word_and_leaves_nothing_it_could_
     assert mend(mended) == mended
 
 
-@unhurried
 @given(st.text(max_size=200))
 @example("[" * 400)
 @example("a: " * 500)
