@@ -118,7 +118,7 @@ def running(data_dir: Path, *, pool_size: str = "600M") -> Iterator[ServiceProce
 def poll(
     until: Callable[[], object],
     *,
-    timeout_s: float = 30.0,
+    timeout_s: float = 60.0,
     what: str = "",
     interval_s: float = _POLL_S,
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 #: Debian's own, unpacked beside the machine's by `scripts/setup test`.
 DEBIAN_KUBECTL = ROOT / ".cache" / "debian-kubectl" / "usr" / "bin" / "kubectl"
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 def binaries() -> list[Path | None]:

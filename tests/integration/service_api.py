@@ -39,7 +39,7 @@ _KINDS = {
     "Pool": ("/apis/shorthorn.io/v1alpha1", "pools", True),
 }
 SYSTEM = "longhorn-system"
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 _RECONNECT_S = 0.05
 
 

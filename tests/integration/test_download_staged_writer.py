@@ -88,16 +88,24 @@ async def test_long_runs_of_zeros_are_holes_and_short_ones_are_not(xfs_dir: Path
 async def test_what_is_said_to_be_durable_grows_and_ends_with_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged_writer, "CHECKPOINT_BYTES", 4 * MIB)
+    monkeypatch.setattr(staged_writer, "CHECKPOINT_BYTES", 2 * BLOCK_BYTES)
     said: list[int] = []
+    spoken = asyncio.Event()
+
+    async def on_durable(durable_bytes: int) -> None:
+        said.append(durable_bytes)
+        spoken.set()
+
     data = random.Random(2).randbytes(BLOCK_BYTES)
-    async with StagedWriter(tmp_path / "file", 0, _collect(said)) as writer:
-        for _ in range(10):
+    async with StagedWriter(tmp_path / "file", 0, on_durable) as writer:
+        for _ in range(3):
+            spoken.clear()
             await writer.write(data)
+            await writer.write(data)
+            await asyncio.wait_for(spoken.wait(), 30)
+        await writer.write(data)
         await writer.finish()
-    assert said == sorted(said)
-    assert said[-1] == 10 * BLOCK_BYTES
-    assert len(said) > 2
+    assert said == [2 * BLOCK_BYTES, 4 * BLOCK_BYTES, 6 * BLOCK_BYTES, 7 * BLOCK_BYTES]
 
 
 async def test_a_slow_line_is_checkpointed_by_time(
