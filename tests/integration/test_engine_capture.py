@@ -241,7 +241,7 @@ async def test_a_freeze_that_ends_too_early_is_tried_again(
     volume = await engine.create_volume("v", EXT4.size_bytes, BLANK)
     copy = pool_dir / "copy.raw"
     steps: list[str] = []
-    capture = Capture(WaitingCloner("reflink"), steps.append, freeze_timeout_s=0.2)
+    capture = Capture(WaitingCloner("reflink"), steps.append, freeze_timeout_s=1)
     async with formatted(volume.path, tmp_path / "live") as live:
         WaitingCloner.target, WaitingCloner.waits = live, 1
         await capture.take("v", Path(volume.path), copy)

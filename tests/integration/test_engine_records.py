@@ -297,3 +297,17 @@ async def test_a_file_too_large_for_the_file_system_is_refused(ext4_dir: Path) -
         await engine.create_volume("v", 1 << 63, BLANK)
     assert await engine.find_volume("v") is None
     await engine.close()
+
+
+async def test_a_volume_that_comes_and_goes_is_never_called_damaged(engine: LocalEngine) -> None:
+    async def look() -> None:
+        while not is_over:
+            await engine.find_volume("v")
+
+    is_over = False
+    lookers = [asyncio.create_task(look()) for _ in range(3)]
+    for _ in range(150):
+        await engine.create_volume("v", MIB, BLANK)
+        await engine.delete_volume("v")
+    is_over = True
+    await asyncio.gather(*lookers)

@@ -257,3 +257,27 @@ async def test_a_full_pool_says_so_and_nothing_half_made_stays(small_pool: Path)
     image = await engine.finish_export(KEY, ignore)
     assert Path(image.base_path).read_bytes() == Path(volume.path).read_bytes()
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    "is_killed", [pytest.param(False, id="closed"), pytest.param(True, id="killed")]
+)
+async def test_a_full_pool_opens_so_that_something_can_be_deleted(
+    small_pool: Path, is_killed: bool
+) -> None:
+    engine = LocalEngine(small_pool)
+    await engine.open()
+    method = engine.clone_method
+    await engine.create_volume("deletable", MIB, BLANK)
+    if not is_killed:
+        await engine.close()
+    fill_up(small_pool.parent / "hog")
+    if is_killed:
+        assert engine._lock._descriptor is not None
+        os.close(engine._lock._descriptor)
+    again = LocalEngine(small_pool)
+    await again.open()
+    assert again.clone_method == method
+    await again.delete_volume("deletable")
+    assert await again.find_volume("deletable") is None
+    await again.close()

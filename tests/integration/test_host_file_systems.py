@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import pytest
 from tests.integration.storage import MIB
 
 from shorthorn.host import extents, file_systems, files, loop_devices, mounts, reflink
+from shorthorn.kit import process
 from shorthorn.kit.process import CommandFailed
 from shorthorn.services.capabilities import FS_BYTES_MIN
 from shorthorn.services.sizes import CAPACITY_BYTES_MIN
@@ -299,3 +302,17 @@ def test_only_btrfs_on_older_kernels_needs_another_uuid(
     fs_type: str, release: str, *, needs: bool
 ) -> None:
     assert file_systems.clone_needs_new_uuid(fs_type, kernel_release=release) == needs
+
+
+async def test_an_impossible_block_size_costs_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(16 * MIB)
+    await process.run(["mkfs.ext4", "-q", "-O", "^metadata_csum", disk], timeout_s=60)
+    with disk.open("r+b") as file:
+        file.seek(1024 + 0x18)
+        file.write(struct.pack("<L", 0xFFFFFFFF))
+    tracemalloc.start()
+    await file_systems.grow_unmounted("ext4", disk)
+    assert tracemalloc.get_traced_memory()[1] < MIB
+    tracemalloc.stop()

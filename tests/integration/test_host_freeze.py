@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.integration.storage import MIB
 
+from shorthorn.engines.capture import mount_points
 from shorthorn.host import bind_mounts, freeze, freeze_holder, loop_devices, mounts, reflink
 
 if TYPE_CHECKING:
@@ -220,7 +222,7 @@ async def test_a_freeze_ends_when_the_one_who_asked_is_killed(
 ) -> None:
     _, target = mounted_volume
     # A stopped process keeps its pipe open: only the holder's own clock helps then.
-    timeout_s = "2" if number == signal.SIGSTOP else "3600"
+    timeout_s = "5" if number == signal.SIGSTOP else "3600"
     daemon = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", DAEMON, target, timeout_s),
         stdout=subprocess.PIPE,
@@ -260,3 +262,19 @@ def holders_of(target: Path) -> list[int]:
             if os.fsencode(freeze_holder.__file__) in words and os.fsencode(target) in words:
                 found.append(int(entry.name))
     return found
+
+
+async def test_a_mount_that_went_is_not_taken_for_the_file_system_below(
+    mounted_volume: tuple[Path, Path],
+) -> None:
+    file, target = mounted_volume
+    device = await loop_devices.find_by_file(file)
+    assert device is not None
+    points = mount_points(device)
+    assert points == [target]
+    await mounts.unmount(target)
+    look = functools.partial(mount_points, device)
+    with pytest.raises(freeze.MountsChanged, match=str(target)):
+        async with freeze.frozen(points, timeout_s=30, still_there=look):
+            pytest.fail("the file system below is frozen")
+    await mounts.mount(device.path, target, "ext4")

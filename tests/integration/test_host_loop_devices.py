@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.integration import storage
 from tests.integration.storage import MIB, allocated_bytes
 
 from shorthorn.host import extents, file_systems, files, loop_devices, mounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+
+#: linux/xfs_fs.h: XFS_IOC_GOINGDOWN with XFS_FSOP_GOING_FLAGS_NOLOGFLUSH
+_XFS_IOC_GOINGDOWN = 0x8004587D
+_NO_LOG_FLUSH = struct.pack("I", 2)
 
 
 @pytest.fixture
@@ -232,3 +240,20 @@ async def test_a_missing_file_is_said_so(tmp_path: Path) -> None:
         await loop_devices.ensure_attached(tmp_path / "absent")
     with pytest.raises(FileNotFoundError):
         await loop_devices.find_by_file(tmp_path / "absent")
+
+
+async def test_a_device_over_a_dead_file_system_is_no_obstacle(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(MIB))
+    with storage.mounted(storage.XFS, tmp_path, size_bytes=320 * MIB) as root:
+        (root / "inner").write_bytes(bytes(MIB))
+        with storage.attached(root / "inner"):
+            descriptor = os.open(root, os.O_RDONLY)
+            fcntl.ioctl(descriptor, _XFS_IOC_GOINGDOWN, _NO_LOG_FLUSH)
+            os.close(descriptor)
+            assert await loop_devices.find_by_file(other) is None
+            device = await loop_devices.ensure_attached(other)
+            assert device in await loop_devices.list_attached()
+            await loop_devices.detach(device)
+        await mounts.unmount(root)
+        await mounts.mount("tmpfs", root, "tmpfs")  # so that the clean-up finds a mount

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from shorthorn.host import bind_mounts, loop_devices, mounts, syscalls
+from shorthorn.host import bind_mounts, loop_devices, mountinfo, mounts, syscalls
+from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -160,3 +164,23 @@ async def test_a_device_knows_its_mounts_and_those_bound_from_it(
 )
 def test_option_words_become_flags_and_data(words: list[str], flags: int, data: str) -> None:
     assert mounts.split_options(words) == (flags, data)
+
+
+async def test_a_mount_that_goes_while_it_is_looked_at_is_missing(target: Path) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            syscalls.mount("/proc", target, "", 4096, "")
+            syscalls.umount(target, syscalls.MNT_DETACH)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        async with asyncio.timeout(60):
+            for _ in range(300):
+                with contextlib.suppress(FileNotFoundError):
+                    await in_thread(mountinfo.mount_of_path, target)
+    finally:
+        stop.set()
+        thread.join()

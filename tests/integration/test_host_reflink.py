@@ -236,3 +236,10 @@ async def test_a_cancelled_copy_leaves_nothing(ext4_dir: Path) -> None:
         await copy
 
     assert not target.exists()
+
+
+async def test_the_look_for_reflinks_leaves_and_changes_nothing(pool_dir: Path) -> None:
+    (pool_dir / "file").write_bytes(b"x" * 5000)
+    assert await reflink.supports_reflink(pool_dir)
+    assert [path.name for path in pool_dir.iterdir()] == ["file"]
+    assert (pool_dir / "file").read_bytes() == b"x" * 5000

@@ -370,3 +370,27 @@ def test_a_claim_that_names_a_volume_which_is_not_there_yet_waits_for_it(own: Na
     claim = own.api.wait(CLAIM, own.name, "a", lambda c: bool(c and c.get("status")))
     assert claim is not None
     assert claim["status"]["phase"] == "Pending"
+
+
+def test_a_volume_whose_claim_is_half_named_harms_nobody(
+    service: ServiceProcess, own: Namespace
+) -> None:
+    """The API accepts it, as Kubernetes does, and every start meets it again."""
+    for name, claim in (("half", {"name": "x"}), ("other-half", {"namespace": own.name})):
+        service.api.create(
+            {
+                "apiVersion": "v1",
+                "kind": VOLUME,
+                "metadata": {"name": f"{own.name}-{name}"},
+                "spec": {
+                    "capacity": {"storage": "64Mi"},
+                    "accessModes": ["ReadWriteOnce"],
+                    "claimRef": claim,
+                    "csi": {"driver": "driver.longhorn.io", "volumeHandle": name},
+                },
+            }
+        )
+    own.claim("a")
+    own.bound("a")
+    for name in ("half", "other-half"):
+        service.api.delete(VOLUME, "", f"{own.name}-{name}")

@@ -298,7 +298,7 @@ async def test_a_storage_daemon_that_is_killed_is_an_error_and_not_a_hang(xfs_di
     await _until(lambda: _qemu_processes() - before)
     for pid in _qemu_processes() - before:
         os.kill(pid, 9)
-    with pytest.raises(qemu_img.QemuFailed):
+    with pytest.raises(qemu_img.ToolKilled):
         await asyncio.wait_for(export, 20)
     assert _qemu_processes() == before
 

@@ -368,3 +368,28 @@ def test_a_volume_is_exported_on_demand(service: ServiceProcess, own: Namespace)
     own.claim("copy", snapshot="s")
     assert read(service, own, "copy", 9) == b"on demand"
     assert own.api.get("BackingImage", SYSTEM, "wanted")["status"]["uuid"]
+
+
+def test_a_content_that_names_no_snapshot_harms_nobody(
+    service: ServiceProcess, own: Namespace
+) -> None:
+    """Both fields must be there, which two empty texts are: the API accepts it."""
+    name = f"{own.name}-nobodys"
+    service.api.create(
+        {
+            "apiVersion": "snapshot.storage.k8s.io/v1",
+            "kind": "VolumeSnapshotContent",
+            "metadata": {"name": name},
+            "spec": {
+                "deletionPolicy": "Retain",
+                "driver": "driver.longhorn.io",
+                "source": {"snapshotHandle": "snap://none/none"},
+                "volumeSnapshotRef": {"name": "", "namespace": ""},
+            },
+        }
+    )
+    own.claim("a")
+    own.snapshot("s", claim="a", cls=own.snapshot_class("snap", type="snap"))
+    own.ready("s")
+    assert b"KeyError" not in service.log.read_bytes()
+    service.api.delete("VolumeSnapshotContent", "", name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from shorthorn.host.locks import DirectoryLock, DirectoryOwned, Owner, find_owner
+from shorthorn.host.locks import LOCK_NAME, DirectoryLock, DirectoryOwned, Owner, find_owner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,3 +78,14 @@ def test_a_released_lock_may_be_released_again(tmp_path: Path) -> None:
     lock.release()
     lock.release()
     assert find_owner(tmp_path) is None
+
+
+def test_who_looks_for_the_owner_is_not_taken_for_one(tmp_path: Path) -> None:
+    # The line of a dead owner, whose number is another process's by now.
+    (tmp_path / LOCK_NAME).write_text(f"{os.getpid()} shorthorn\n")
+    looking = os.open(tmp_path / LOCK_NAME, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    ends = threading.Timer(0.1, os.close, [looking])
+    ends.start()
+    DirectoryLock(tmp_path, owner="me").acquire()
+    ends.join()

@@ -76,3 +76,9 @@ async def test_stoppable_work_is_told_to_stop() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_stop_iteration_in_a_thread_reaches_its_caller() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        async with asyncio.timeout(10):
+            await in_thread(next, iter(()))

@@ -68,14 +68,14 @@ async def test_a_failure_that_nobody_asks_for_makes_no_noise() -> None:
 
 async def test_progress_is_told_at_intervals_and_the_last_is_kept() -> None:
     changes = Changes()
-    transfers: Transfers[None] = Transfers(changes, interval_s=0.02)
+    transfers: Transfers[None] = Transfers(changes, interval_s=0.5)
     go_on = asyncio.Event()
 
     async def work(report: ReportProgress) -> None:
         for number in range(100):
             report(Progress(number, 100))
             if number == 50:
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(0.6)
         await go_on.wait()
 
     transfers.start("a", work)

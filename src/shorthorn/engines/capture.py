@@ -116,6 +116,8 @@ class Capture:
                     moment = datetime.now(UTC)
                     await self._cloner.clone_at_once(thread, source, target, size_bytes)
                     self._reached("captured")
+            except freeze.MountsChanged:
+                continue
             except freeze.FreezeExpired:
                 await in_thread(target.unlink)
                 continue
@@ -125,7 +127,8 @@ class Capture:
                 raise
             return moment
         raise StillWorking(
-            f"volume {volume_id}", f"its file system thawed too early, {ATTEMPTS} times"
+            f"volume {volume_id}",
+            f"its file system thawed too early or was unmounted, {ATTEMPTS} times",
         )
 
     @contextlib.asynccontextmanager
@@ -141,7 +144,8 @@ class Capture:
             yield
             return
         try:
-            async with freeze.frozen(points, timeout_s=timeout_s):
+            look = functools.partial(mount_points, device)
+            async with freeze.frozen(points, timeout_s=timeout_s, still_there=look):
                 self._reached("frozen")
                 yield
         except freeze.FreezeFailed as exc:

@@ -50,9 +50,12 @@ class Catalogue(Generic[Json, Record]):
         Raises: WrongState: its record is of a newer version. Corrupt: it cannot be read.
         """
         found = records.read(directory / self._record_name, self._shape)
-        if found is None:
-            if directory.exists():
+        if found is None and directory.exists():
+            # It may have been committed between our two looks; directories come and go whole.
+            found = records.read(directory / self._record_name, self._shape)
+            if found is None and directory.exists():
                 raise Corrupt(self._kind, directory.name, f"{self._record_name} is missing")
+        if found is None:
             return None
         return self._translate(found, directory)
 

@@ -59,7 +59,7 @@ async def open_pool(root: Path, reached: StepObserver, extents_max: int) -> Open
         directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     await files.fsync_dir(root)
     await staging.sweep()
-    method = REFLINK if await reflink.supports_reflink(layout.staging) else COPY
+    method = REFLINK if await reflink.supports_reflink(root) else COPY
     cloner = Cloner(method)
     return OpenPool(layout, pool_uuid, cloner, staging, Capture(cloner, reached), extents_max)
 

@@ -44,10 +44,13 @@ class Staging:
 
     def make_directories(self) -> None:
         """Make what every operation finds in place: on a full disk, deleting must need nothing."""
+        for path in (self._layout.staging, *self._standing()):
+            path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+
+    def _standing(self) -> tuple[Path, ...]:
         layout = self._layout
         staged = (layout.staged(place) for place in (layout.volumes, layout.snapshots))
-        for path in (layout.staging, layout.trash, layout.staged_records, *staged):
-            path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        return (layout.trash, layout.staged_records, *staged)
 
     async def begin(self, committed: Path) -> Path:
         """Return a new, empty directory in which `committed` may be built; older remains go."""
@@ -141,8 +144,13 @@ class Staging:
 
         A journal is any JSON file: a begun export's, or the one that a download resumes from.
         """
+        standing = self._standing()
         for entry in sorted(self._layout.staging.iterdir()):
-            if entry != self._layout.staged_images:
+            if entry in standing and entry.is_dir() and not entry.is_symlink():
+                # Only emptied: on a full disk it could not be made again.
+                for remains in sorted(entry.iterdir()):
+                    await files.remove_tree(remains)
+            elif entry != self._layout.staged_images:
                 await files.remove_tree(entry)
         for directory in _image_directories(self._layout.staged_images):
             if not any(directory.glob("[!.]*.json")):

@@ -151,8 +151,13 @@ class Volumes:
         record = self._catalogue.find(directory)
         if record is not None:
             data = directory / VOLUME_DATA
-            size_bytes = data.stat().st_size if data.exists() else 0
+            try:
+                size_bytes = data.stat().st_size
+            except FileNotFoundError:
+                size_bytes = 0
             if size_bytes < record.capacity_bytes:
+                if not directory.exists():
+                    return None  # it was deleted between our two looks
                 raise Corrupt(
                     "volume",
                     record.volume_id,

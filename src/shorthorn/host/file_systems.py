@@ -237,6 +237,11 @@ def _size_bytes(device: Path) -> int:
         os.close(descriptor)
 
 
+#: 64 KiB blocks (fs/ext4/ext4.h, EXT4_MAX_BLOCK_LOG_SIZE 16, from 10). The field has 32 bits, and
+#: volumes hold what strangers wrote: 1024 << 2^32 would be a number of 512 MiB.
+_EXT4_LOG_BLOCK_MAX = 6
+
+
 def _ext4_can_grow(device: Path) -> bool:
     """Tell whether the device is a block or more larger than the file system says it is."""
     device_bytes = _size_bytes(device)
@@ -248,6 +253,8 @@ def _ext4_can_grow(device: Path) -> bool:
     # Documentation/filesystems/ext4/super.rst: s_blocks_count_lo, s_log_block_size,
     # s_feature_incompat (0x80: 64bit), s_blocks_count_hi
     blocks_low, log_block_size = struct.unpack_from("<L16xL", block, 4)
+    if log_block_size > _EXT4_LOG_BLOCK_MAX:
+        return False  # no ext4 at all, whatever its magic number says; the mount will tell
     (features,) = struct.unpack_from("<L", block, 0x60)
     blocks_high = struct.unpack_from("<L", block, 0x150)[0] if features & 0x80 else 0
     block_bytes = 1024 << int(log_block_size)

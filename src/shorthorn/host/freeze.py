@@ -24,7 +24,7 @@ from shorthorn.kit import process
 from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 #: Starting Python takes 15 ms here; a machine that needs seconds is in no state to be frozen.
 _START_TIMEOUT_S = 10.0
@@ -50,8 +50,22 @@ class FreezeExpired(HostError):
         super().__init__(f"the freeze of {names} ended too early")
 
 
+class MountsChanged(HostError):
+    """A mount went before it was held: what is at its path now is another file system."""
+
+    def __init__(self, mount_points: Iterable[Path]) -> None:
+        self.mount_points = tuple(mount_points)
+        names = ", ".join(str(path) for path in self.mount_points)
+        super().__init__(f"{names} is not mounted any more")
+
+
 @contextlib.asynccontextmanager
-async def frozen(mount_points: Iterable[Path], *, timeout_s: float) -> AsyncIterator[None]:
+async def frozen(
+    mount_points: Iterable[Path],
+    *,
+    timeout_s: float,
+    still_there: Callable[[], Iterable[Path]] | None = None,
+) -> AsyncIterator[None]:
     """Hold the file systems at `mount_points` frozen while the body runs.
 
     Two mount points of one file system count once. Dirty data is written before the freeze, so that
@@ -59,8 +73,11 @@ async def frozen(mount_points: Iterable[Path], *, timeout_s: float) -> AsyncIter
     grace periods in the kernel (measured on 6.18, 2 processors: 40 ms to freeze, of 60 ms in all).
 
     Args: timeout_s: longest time that writers are held up; then the holder thaws by itself.
-    Raises: FreezeFailed: nothing is frozen, the body did not run. FreezeExpired: the body ran, but
-        the file systems thawed before its end. Whatever the body raises (then never FreezeExpired).
+        still_there: tells again which mount points are meant, once the holder has them open and
+            nobody can unmount them: of one that went before, the file system below would be frozen.
+    Raises: MountsChanged, FreezeFailed: nothing is frozen, the body did not run. FreezeExpired: the
+        body ran, but the file systems thawed before its end. Whatever the body raises (then never
+        FreezeExpired).
     State: thawed at the end, however it comes; after a kill -9 of our process, too.
     """
     paths = distinct_file_systems(mount_points)
@@ -69,6 +86,10 @@ async def frozen(mount_points: Iterable[Path], *, timeout_s: float) -> AsyncIter
         return
     holder = await _Holder.start(paths, timeout_s)
     try:
+        if still_there is not None:
+            gone = set(paths).difference(await in_thread(still_there))
+            if gone:
+                raise MountsChanged(gone)  # noqa: TRY301 - the holder is released below
         await holder.freeze()
         yield
     except BaseException:

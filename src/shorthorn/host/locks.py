@@ -7,6 +7,7 @@ directory, and by commands that look for it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -59,8 +60,7 @@ class DirectoryLock:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._lock(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()} {self._owner}\n".encode(), 0)
+            _write_owner(descriptor, f"{os.getpid()} {self._owner}\n".encode())
         except BaseException:
             os.close(descriptor)
             raise
@@ -70,9 +70,13 @@ class DirectoryLock:
         deadline = time.monotonic() + _NAME_WAIT_S
         while not _try_lock(descriptor, fcntl.LOCK_EX):
             # Without a name it is a starting owner, or `find_owner` looking for a moment.
-            owner = _read_owner(descriptor)
+            # The latter shares its lock, and the name in the file is then a dead predecessor's.
+            is_owned = not _try_lock(descriptor, fcntl.LOCK_SH)
+            owner = _read_owner(descriptor) if is_owned else None
             if owner is not None or time.monotonic() > deadline:
                 raise DirectoryOwned(self._directory, owner)
+            if not is_owned:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             time.sleep(0.01)
 
     def release(self) -> None:
@@ -118,6 +122,16 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _write_owner(descriptor: int, text: bytes) -> None:
+    """Say who holds the lock; on a full disk nobody is told, but the lock is held all the same."""
+    os.ftruncate(descriptor, 0)
+    try:
+        os.pwrite(descriptor, text, 0)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _read_owner(descriptor: int) -> Owner | None:

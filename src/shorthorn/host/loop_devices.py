@@ -132,14 +132,20 @@ async def size_bytes(device: Path) -> int:
 
 
 def _list_attached() -> list[LoopDevice]:
-    observed = (_observe(number) for number in loop_ioctl.attached_numbers())
-    return [device for device in observed if device is not None]
+    found = []
+    for number in loop_ioctl.attached_numbers():
+        status = loop_ioctl.status_of_any(number)
+        if status is not None:
+            found.append(_device(number, status))
+    return found
 
 
 def _observe(number: int) -> LoopDevice | None:
     status = loop_ioctl.status(number)
-    if status is None:
-        return None
+    return None if status is None else _device(number, status)
+
+
+def _device(number: int, status: loop_ioctl.Status) -> LoopDevice:
     return LoopDevice(
         path=loop_ioctl.node(number),
         number=number,
@@ -157,7 +163,7 @@ def _find_by_file(path: Path) -> LoopDevice | None:
 
 def _find_by_identity(identity: tuple[int, int]) -> LoopDevice | None:
     for number in loop_ioctl.attached_numbers():
-        status = loop_ioctl.status(number)
+        status = loop_ioctl.status_of_any(number)
         if status is not None and status.file_identity == identity:
             return _observe(number)
     return None

@@ -36,6 +36,11 @@ _SYS_BLOCK = Path("/sys/block")
 _DEV = Path("/dev")
 #: The device went away, or there is nothing attached to it.
 _ABSENT = frozenset({errno.ENXIO, errno.ENODEV, errno.ENOENT})
+#: The kernel looks at the file to tell its status, and the file system below it is dead: shut down
+#: after an error, a FUSE server that has ended, a network file system that went away.
+_FILE_UNREACHABLE = frozenset(
+    {errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.EUCLEAN, errno.EHOSTDOWN, errno.ETIMEDOUT}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,19 @@ def status(number: int) -> Status | None:
         raise
     device, inode, _, _, _, _, _, _, flags, *_ = _INFO.unpack(answer)
     return Status((device, inode), bool(flags & _FLAG_DIRECT_IO), bool(flags & _FLAG_READ_ONLY))
+
+
+def status_of_any(number: int) -> Status | None:
+    """`status` for a look at everybody's devices; None also where the file cannot be reached.
+
+    A file that we were asked about can be, so it is not that one.
+    """
+    try:
+        return status(number)
+    except OSError as exc:
+        if exc.errno in _FILE_UNREACHABLE:
+            return None
+        raise
 
 
 def free_number() -> int:
@@ -118,7 +136,12 @@ def clear(number: int) -> None:
     Raises: OSError: EBUSY, it is mounted.
     """
     # Without O_EXCL, the kernel would detach it behind a mount as soon as that goes.
-    device = os.open(node(number), os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        device = os.open(node(number), os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno in _ABSENT:  # detached and removed by somebody else since
+            return
+        raise
     try:
         fcntl.ioctl(device, _LOOP_CLR_FD)
     except OSError as exc:

@@ -8,6 +8,7 @@ Source: proc_pid_mountinfo(5): `36 35 98:0 /root /mnt opts [tags] - ext3 /dev/ro
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -87,13 +88,20 @@ def find_mount(target: Path) -> Mount | None:
 
 
 def mount_of_path(path: Path) -> Mount:
-    """Return the mount that `path` lies on. Raises: FileNotFoundError: no such path."""
+    """Return the mount that `path` lies on.
+
+    Raises: FileNotFoundError: no such path, or its mount has gone while we looked (umount -l does
+        not wait for our descriptor).
+    """
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         # The kernel's own answer; comparing paths would be fooled by mounts that hide others.
         facts = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
         mount_id = int(facts.partition("mnt_id:")[2].split(None, 1)[0])
-        return next(mount for mount in read_mounts() if mount.mount_id == mount_id)
+        found = next((mount for mount in read_mounts() if mount.mount_id == mount_id), None)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "its mount has gone", str(path))
+        return found
     finally:
         os.close(descriptor)
 

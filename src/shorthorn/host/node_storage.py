@@ -261,6 +261,8 @@ def _remove_mount_point(target: str) -> None:
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         else:
+            if path.is_file() and not path.is_symlink() and path.stat().st_size:
+                raise InUse("path", target, "content: this file is none of ours")
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         return

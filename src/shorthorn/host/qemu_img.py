@@ -52,6 +52,13 @@ class QemuTimedOut(QemuFailed):
     """A QEMU tool needed more time or processor than the image can explain."""
 
 
+class ToolKilled(HostError):
+    """Somebody has killed a QEMU tool: the OOM killer, an operator. Nothing is known of the image.
+
+    Not a QemuFailed: trying again makes sense.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
     """What `qemu-img info` reads in a header. `backing_file`: as written in the image, or None."""
@@ -237,7 +244,9 @@ def failure(what: str, returncode: int, stderr: str) -> Exception:
         return SandboxUnavailable(f"no sandbox for {what}: {stderr.strip()[:500]}")
     if "No space left on device" in stderr:
         return OSError(errno.ENOSPC, "No space left on device")
-    if returncode in (128 + 24, -24, 128 + 9, -9):  # SIGXCPU, or SIGKILL at the hard limit
+    if returncode in (128 + 9, -9):
+        return ToolKilled(f"{what} was killed; the machine may be short of memory")
+    if returncode in (128 + 24, -24):  # SIGXCPU
         return QemuTimedOut(
             f"{what} was stopped: it used more processor time than the image explains"
         )

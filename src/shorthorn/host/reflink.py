@@ -12,17 +12,21 @@ import errno
 import fcntl
 import os
 import struct
-import tempfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shorthorn.host.errors import HostError
 from shorthorn.kit.threads import in_thread
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # linux/fs.h: _IOW(0x94, 9, int), _IOW(0x94, 13, struct file_clone_range)
 _FICLONE = 0x40049409
 _FICLONERANGE = 0x4020940D
 #: EINVAL is left out: it means a misaligned range, which is the caller's mistake. ENOTTY: no ioctl.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS})
+#: A full disk; a file system without O_TMPFILE.
+_NO_NEW_FILE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP, errno.EISDIR})
 
 
 class ReflinkUnsupported(HostError):
@@ -131,11 +135,27 @@ async def supports_reflink(directory: Path) -> bool:
 
 
 def _supports_reflink(directory: Path) -> bool:
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".reflink-") as scratch:
-        source = Path(scratch, "source")
-        source.write_bytes(bytes(4096))
-        try:
-            clone_file_now(source, Path(scratch, "clone"))
-        except ReflinkUnsupported:
+    try:
+        # Without a name: killed here, we would leave something that nobody sweeps.
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno not in _NO_NEW_FILE:
+            raise
+        file = next((path for path in sorted(directory.iterdir()) if path.is_file()), None)
+        if file is None and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if file is None:
             return False
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        # Onto itself, which changes nothing: the kernel refuses that for a file that holds
+        # something (EINVAL), but only after it has asked whether the file system can clone at all.
+        fcntl.ioctl(descriptor, _FICLONE, descriptor)
+    except OSError as exc:
+        if exc.errno in _UNSUPPORTED:
+            return False
+        if exc.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
     return True

@@ -41,6 +41,7 @@ OPEN_FILES = 64
 #: glibc reserves 64 MiB of address space per arena and thread; two arenas are enough here.
 MALLOC_ARENAS = 2
 PROBE_TIMEOUT_S = 10.0
+_CPU_GRACE_S = 5
 
 
 class SandboxUnavailable(HostError):
@@ -75,7 +76,7 @@ def caged(argv: Sequence[str], *, files: Iterable[CagedFile], limits: Limits) ->
     """
     tool = process.locate(argv[0])
     return [
-        *("prlimit", f"--as={limits.address_space_bytes}", f"--cpu={limits.cpu_s}"),
+        *("prlimit", f"--as={limits.address_space_bytes}", f"--cpu={_cpu(limits)}"),
         *(f"--fsize={limits.file_size_bytes}", f"--nofile={OPEN_FILES}", "--core=0", "--"),
         process.locate("bwrap"),
         *("--unshare-user", "--unshare-all", "--disable-userns"),
@@ -86,6 +87,13 @@ def caged(argv: Sequence[str], *, files: Iterable[CagedFile], limits: Limits) ->
         *_file_binds(files),
         *("--chdir", "/", "--", tool, *argv[1:]),
     ]
+
+
+def _cpu(limits: Limits) -> str:
+    """Let the soft limit come first: its SIGXCPU tells it from SIGKILL, which is the OOM killer's
+    or an operator's, and says nothing about the image.
+    """
+    return f"{limits.cpu_s}:{limits.cpu_s + _CPU_GRACE_S}"
 
 
 def _system_binds() -> list[str]:

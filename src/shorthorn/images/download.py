@@ -154,9 +154,13 @@ class _Transfer:
         while True:
             before = writer.position
             try:
-                with contextlib.suppress(AlreadyComplete):
-                    async with self._next_part(session, writer) as part:
-                        await self._take(part, writer, head)
+                async with self._next_part(session, writer) as part:
+                    await self._take(part, writer, head)
+            except AlreadyComplete:
+                total = self._journal.total_bytes
+                if total not in (0, writer.position):
+                    raise FileChanged("the file on the server is shorter now") from None
+                return
             except SourceTroubled as exc:
                 failures = 1 if writer.position > before else failures + 1
                 if failures >= policy.attempts:

@@ -39,9 +39,11 @@ class DownloadJournal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def validator(self) -> str:
         """The If-Range value that proves the source still has the same file; empty: none can.
 
-        A weak ETag must not be used for ranges (RFC 9110, 13.1.5).
+        A weak ETag must not be used for ranges (RFC 9110, 13.1.5); one that no header can carry
+        cannot be.
         """
-        return self.etag if self.etag.startswith('"') else self.last_modified
+        found = self.etag if self.etag.startswith('"') else self.last_modified
+        return found if found.isprintable() else ""
 
 
 async def write_journal(staging: Path, journal: DownloadJournal) -> None:

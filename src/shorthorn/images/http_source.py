@@ -31,7 +31,7 @@ CONNECT_TIMEOUT_S = 30.0
 _READ_BUFFER_BYTES = 1 << 20
 #: Worth another try: timeouts, "too early", throttling, and whatever is the server's own trouble.
 _RETRIABLE = frozenset({408, 425, 429})
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
 
 
 class SourceRefused(Exception):
@@ -138,6 +138,8 @@ async def request_rest(
     headers = {"Range": f"bytes={offset_bytes}-", "If-Range": validator} if offset_bytes else {}
     try:
         response = await _get(session, url, headers)
+    except UnicodeError as exc:  # a host that IDNA cannot spell, of the caller or of a redirect
+        raise SourceRefused(f"the URL names no possible host: {exc}") from exc
     except (aiohttp.ClientError, TimeoutError, OSError) as exc:
         if isinstance(exc, aiohttp.InvalidURL | aiohttp.ClientConnectorCertificateError):
             raise SourceRefused(_describe(exc)) from exc

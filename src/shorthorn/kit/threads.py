@@ -41,7 +41,7 @@ async def in_thread(
     nothing that needs the caller. For work of over a second see `in_stoppable_thread`.
     """
     loop = asyncio.get_running_loop()
-    call = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
+    call = functools.partial(contextvars.copy_context().run, _run, work, *args, **kwargs)
     return await wait_to_the_end(loop.run_in_executor(_pool(), call))
 
 
@@ -53,8 +53,16 @@ async def in_stoppable_thread(work: Callable[[threading.Event], Result]) -> Resu
     """
     stop = threading.Event()
     loop = asyncio.get_running_loop()
-    call = functools.partial(contextvars.copy_context().run, work, stop)
+    call = functools.partial(contextvars.copy_context().run, _run, work, stop)
     return await wait_to_the_end(loop.run_in_executor(_pool(), call), on_cancel=stop.set)
+
+
+def _run(work: Callable[Args, Result], /, *args: Args.args, **kwargs: Args.kwargs) -> Result:
+    """Call `work`. A future cannot carry StopIteration: its waiter would sleep for ever."""
+    try:
+        return work(*args, **kwargs)
+    except StopIteration as exc:
+        raise RuntimeError("work in a thread raised StopIteration") from exc
 
 
 async def wait_to_the_end(

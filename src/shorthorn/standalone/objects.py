@@ -55,7 +55,9 @@ class Objects:
         return [dict(obj) for obj in self.informer.objects.values()]
 
     async def find(self, key: str) -> Object | None:
-        """Return a copy of the object, or None."""
+        """Return a copy of the object, or None; also where half of the name is missing."""
+        if not name_of(key) or not self._in(key).get("namespace", "-"):
+            return None  # else the request would ask for the whole list
         try:
             with domain_errors(self._kind, key):
                 found = await self._client.get(self._resource, name_of(key), **self._in(key))

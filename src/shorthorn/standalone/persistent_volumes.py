@@ -47,7 +47,7 @@ class PersistentVolumes:
         if volume is None or (volume["spec"].get("csi") or {}).get("driver") != self._driver_name:
             return None
         owner = volume["spec"].get("claimRef")
-        claim = await self._claims.find(f"{owner['namespace']}/{owner['name']}") if owner else None
+        claim = await self._claim_of(owner) if owner else None
         if claim is not None and _is_bound(claim, volume):
             return None
         if owner and owner.get("uid"):
@@ -57,6 +57,11 @@ class PersistentVolumes:
         if is_deleting(volume) and without_finalizers(volume, _VOLUME_PROTECTION, _DATA_PROTECTION):
             await self._volumes.replace(volume)
         return None
+
+    async def _claim_of(self, owner: Mapping[str, Any]) -> Object | None:
+        """Return the claim that a claimRef names; a user may have left out half of the name."""
+        namespace, name = owner.get("namespace"), owner.get("name")
+        return await self._claims.find(f"{namespace}/{name}") if namespace and name else None
 
     async def _reclaim(self, volume: Object) -> float | None:
         """Have the driver delete the data, then let the object go."""

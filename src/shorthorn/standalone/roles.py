@@ -7,6 +7,7 @@ Owns: which changes wake which reconciler. Must never: decide anything about an 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from lightkube import AsyncClient
@@ -22,6 +23,8 @@ from shorthorn.standalone.persistent_volumes import PersistentVolumes
 from shorthorn.standalone.role_context import RoleContext
 from shorthorn.standalone.snapshot_contents import SnapshotContents, owner_key
 from shorthorn.standalone.volume_snapshots import VolumeSnapshots
+
+log = logging.getLogger(__name__)
 
 _CLAIMS_AT_ONCE = 100
 """external-provisioner's --worker-threads: a claim that waits for a download must not hold up
@@ -105,7 +108,10 @@ class Roles:
                 obj = dict(shown) if shown is not None else last.pop(key, None)
                 if shown is not None and obj is not None:
                     last[key] = obj
-                changed(key, obj)
+                try:
+                    changed(key, obj)
+                except Exception:  # one odd object must not end the service for all the others
+                    log.exception("the change of %s is not followed up", key)
 
     def _claim_changed(self, key: str, claim: Object | None) -> None:
         self._claim_controller.enqueue(key)
@@ -130,7 +136,7 @@ class Roles:
     def _volume_changed(self, key: str, volume: Object | None) -> None:
         self._volume_controller.enqueue(key)
         owner = (volume or {}).get("spec", {}).get("claimRef")
-        if owner:
+        if owner and owner.get("namespace") and owner.get("name"):  # the schema demands neither
             self._claim_controller.enqueue(f"{owner['namespace']}/{owner['name']}")
 
     def _class_changed(self, _key: str, _cls: Object | None) -> None:
