@@ -23,7 +23,7 @@ app.command("mount")(claims.mount)
 app.command("umount")(claims.umount)
 app.command("path")(claims.path)
 app.add_typer(handle.app, name="handle")
-app.command("lint")(lint.lint)
+app.command("lint", epilog=lint.EPILOG)(lint.lint)
 app.command("demo", epilog=demo.EPILOG)(demo.demo)
 
 

@@ -268,3 +268,34 @@ def test_without_a_service_the_user_is_told_to_start_one(
     assert ran.returncode == 1
     assert f"shorthorn up --data-dir {tmp_path}/data" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_directory_that_holds_files_can_be_mounted_on_and_keeps_them(
+    user: User, own: Namespace
+) -> None:
+    own.claim("a")
+    target = user.directory("full")
+    target.mkdir()
+    (target / "mine").write_text("kept")
+    user.does("mount", f"{own.name}/a", target)
+    assert not (target / "mine").exists()
+    user.does("umount", target)
+    assert (target / "mine").read_text() == "kept"
+    own.delete_claim("a")
+
+
+def test_a_release_while_a_volume_is_in_use_stops_nothing(
+    service: ServiceProcess, user: User, own: Namespace
+) -> None:
+    own.claim("a")
+    target = user.directory("used")
+    user.does("mount", f"{own.name}/a", target)
+    assert str(target) in user.is_refused("down", "--release")
+    assert service.process is not None
+    assert service.process.poll() is None
+    user.does("umount", target)
+
+
+def test_a_target_that_cannot_be_made_is_said_so(user: User, own: Namespace) -> None:
+    own.claim("a")
+    assert "cannot be made" in user.is_refused("mount", f"{own.name}/a", Path("/proc/none"))

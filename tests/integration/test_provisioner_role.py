@@ -173,6 +173,7 @@ def test_a_claim_of_another_driver_is_left_alone(own: Namespace) -> None:
     own.api.delete("StorageClass", "", cls)
     foreign = own.storage_class("foreign", provisioner="other.example.org")
     own.claim("theirs", storage_class=foreign)
+    assert "other.example.org" in own.event(CLAIM, "theirs", "ExternalProvisioning")
     own.claim("ours")
     own.bound("ours")
     claim = own.api.get(CLAIM, own.name, "theirs")

@@ -74,7 +74,7 @@ def make_handle(
     ],
     url: Annotated[str, typer.Option(help="URL to download, as you would type it.")] = "",
     volume_name: Annotated[
-        str, typer.Option(help="Volume to export: its handle (pvc-<uid>), not the PVC's name.")
+        str, typer.Option(help="Volume to export: its handle (pvc-UID), not the PVC's name.")
     ] = "",
     export_type: Annotated[str, typer.Option(help="Format to export: raw or qcow2.")] = "",
     checksum: Annotated[str, typer.Option(help="SHA-512 of the image's file.")] = "",

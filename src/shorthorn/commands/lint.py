@@ -1,7 +1,7 @@
 """`shorthorn lint`: explain what is wrong in manifests, and print or write the mended form.
 
 Owns: files, output and exit code. Must never: know a rule (`shorthorn.lint` does).
-`app` is mounted by `cli` without a name, so that its one command stands at the top level.
+`cli` takes `lint` and `EPILOG`, `app` is that one command alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shorthorn.lint import Finding, Severity, check, mend
 
 app = typer.Typer()
 
-_EPILOG = """Explain: shorthorn lint *.yaml
+EPILOG = """Explain: shorthorn lint *.yaml
 
 See what would change: shorthorn lint --fix snapshot.yaml | diff snapshot.yaml -
 
@@ -54,7 +54,7 @@ class _Linted:
     findings: list[Finding]
 
 
-@app.command("lint", epilog=_EPILOG)
+@app.command("lint", epilog=EPILOG)
 def lint(
     files: Annotated[
         list[str], typer.Argument(help="YAML files; - is standard input.", show_default=False)
@@ -67,7 +67,7 @@ def lint(
         Output, typer.Option("--output", "-o", help="How to print what was found.")
     ] = Output.TEXT,
 ) -> None:
-    """Explain what is wrong in snapshot, image and claim manifests, and mend what is clear.
+    """Explain what is wrong in snapshot and claim manifests, and mend what is clear.
 
     Checks VolumeSnapshotClass, VolumeSnapshot, VolumeSnapshotContent and
     PersistentVolumeClaim: fields at the wrong indentation, versions no longer

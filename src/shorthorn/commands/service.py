@@ -170,7 +170,10 @@ def _program() -> str:
 
 def _start_in_background(settings: Settings, arguments: list[str]) -> None:
     """Start the same command in a session of its own, and wait until it is ready."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        _refuse(f"cannot make {settings.data_dir}: {exc.strerror}")
     log_file = settings.data_dir / "shorthorn.log"
     rest = [argument for argument in arguments if argument != "--background"]
     with log_file.open("ab") as log:
@@ -188,7 +191,10 @@ def _start_in_background(settings: Settings, arguments: list[str]) -> None:
             log.seek(start)
             said = log.read().decode(errors="replace")
         if "Shorthorn is up." in said:
-            typer.echo(said[said.index("Shorthorn is up.") :])
+            warnings, mark, told = said.partition("Shorthorn is up.")
+            if warnings.strip():
+                typer.echo(warnings.strip(), err=True)
+            typer.echo(mark + told)
             typer.echo(f"  log         {log_file}")
             return
         if child.poll() is not None:
@@ -213,6 +219,8 @@ def down(
     from shorthorn.host.errors import HostError
 
     try:
+        if release:
+            _refuse_while_in_use(data_dir)
         _stop(data_dir)
         if release:
             _release(data_dir)
@@ -246,6 +254,18 @@ def _process(pid: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _refuse_while_in_use(data_dir: Path) -> None:
+    """Refuse before the service is stopped: `shorthorn umount` needs it."""
+    from shorthorn.host.pool_file import find_users
+
+    used = asyncio.run(find_users(data_dir))
+    if used:
+        _refuse(
+            f"the pool is in use ({', '.join(map(str, used[:3]))}); undo every `shorthorn mount` "
+            "and `path` with `shorthorn umount`, then release"
+        )
 
 
 def _release(data_dir: Path) -> None:

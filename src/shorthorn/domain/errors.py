@@ -142,12 +142,10 @@ class SizeOutOfRange(DomainError):
     ) -> None:
         limits = []
         if minimum_bytes is not None:
-            limits.append(f"at least {minimum_bytes} bytes")
+            limits.append(f"at least {minimum_bytes} bytes needed")
         if maximum_bytes is not None:
-            limits.append(f"at most {maximum_bytes} bytes")
-        super().__init__(
-            f"{what}: {requested_bytes} bytes asked for, {' and '.join(limits)} needed"
-        )
+            limits.append(f"at most {maximum_bytes} bytes possible")
+        super().__init__(f"{what}: {requested_bytes} bytes asked for, {' and '.join(limits)}")
         self.requested_bytes = requested_bytes
         self.minimum_bytes = minimum_bytes
         self.maximum_bytes = maximum_bytes

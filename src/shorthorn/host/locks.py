@@ -39,7 +39,10 @@ class DirectoryOwned(HostError):
         self.directory = directory
         self.owner = owner
         who = f"{owner.name} (process {owner.pid})" if owner else "a process that is just starting"
-        super().__init__(f"{directory} is in use by {who}; only one may use it at a time")
+        super().__init__(
+            f"{directory} is in use by {who}; only one may use it at a time: "
+            "end that one first, or choose another directory"
+        )
 
 
 class DirectoryLock:

@@ -131,7 +131,10 @@ class HostNodeStorage:
             return  # ext2, ext3: mounted as they are
         except file_systems.OnlineGrowRefused as exc:
             raise WrongState(
-                "file system", mount.target, "mounted", "unmounting (it grows at the next mount)"
+                "file system",
+                mount.target,
+                "mounted, and the kernel does not let us grow it like that",
+                "a new mount, by which it grows,",
             ) from exc
 
     async def usage(self, target: str) -> FileSystemUsage:
@@ -187,7 +190,11 @@ class HostNodeStorage:
 
     async def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """Bind at once in its final state; makes the mount point, of the source's kind."""
-        is_directory = await in_thread(_make_mount_point, source, target)
+        try:
+            is_directory = await in_thread(_make_mount_point, source, target)
+        except OSError as exc:
+            problem = f"cannot be made: {exc.strerror}"
+            raise InvalidArgument("target_path", f"{target}: {problem}") from exc
         try:
             await bind_mounts.bind(Path(source), Path(target), read_only=read_only)
         except OSError as exc:
@@ -267,9 +274,11 @@ def _remove_mount_point(target: str) -> None:
     except FileNotFoundError:
         return
     except OSError as exc:
-        if exc.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+        if exc.errno == errno.ENOTEMPTY:
+            return  # a user's directory: what the mount had hidden is theirs
+        if exc.errno != errno.EBUSY:
             raise
-        raise InUse("path", target, "files in it, or a mount") from exc
+        raise InUse("path", target, "a mount") from exc
 
 
 def _find_mount(target: str) -> MountPoint | None:

@@ -96,6 +96,26 @@ async def _mounted_by_owner(path: Path) -> Pool:
     return Pool(path, None, None)
 
 
+async def find_users(data_dir: Path) -> list[Path]:
+    """Return where volumes of the pool are mounted, or the devices that they are attached to.
+
+    Those of other processes' directories too; a volume that is merely open is not seen.
+    """
+    pool = data_dir / POOL_NAME
+    if not pool.is_dir():
+        return []
+    number = pool.stat().st_dev
+    attached = [d for d in await loop_devices.list_attached() if d.file_identity[0] == number]
+    # A pool that is a plain directory shares its file system with others' files.
+    files_here = {files.file_identity(path) for path in pool.glob("volumes/*/*.raw")}
+    users: list[Path] = []
+    for device in attached:
+        if device.file_identity in files_here:
+            targets = [mount.target for mount in mounts.mounts_of_device(device.path)]
+            users += targets or [device.path]
+    return users
+
+
 async def release_pool(data_dir: Path) -> None:
     """Unmount the pool and detach its file; nothing there is fine. Data stays.
 

@@ -115,7 +115,7 @@ def _translated(image: str, pool_name: str, staging: Path) -> Iterator[None]:
     except SourceRefused as exc:
         raise ImageFailed(image, exc.problem) from exc
     except SourceTroubled as exc:
-        raise Unavailable("the image's source", exc.problem) from exc
+        raise Unavailable("the image's source", f"{exc.problem}; trying again") from exc
     except QemuTimedOut as exc:
         raise ImageFailed(image, exc.problem) from exc
     except QemuFailed as exc:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import re
+import socket
 import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -246,4 +248,15 @@ def _retry_after_s(response: aiohttp.ClientResponse) -> float:
 def _describe(exc: BaseException) -> str:
     if isinstance(exc, TimeoutError):
         return f"nothing arrived for {IDLE_TIMEOUT_S:.0f} s"
+    if isinstance(exc, aiohttp.ClientConnectorError) and not isinstance(
+        exc, aiohttp.ClientSSLError
+    ):
+        return f"cannot connect to {exc.host}:{exc.port}: {_reason(exc.os_error)}"
     return str(exc) or type(exc).__name__
+
+
+def _reason(exc: OSError) -> str:
+    """Asyncio puts the address where the reason belongs: "Connect call failed ('::1', 1)"."""
+    if exc.errno is None or isinstance(exc, socket.gaierror):
+        return exc.strerror or str(exc)
+    return os.strerror(exc.errno)

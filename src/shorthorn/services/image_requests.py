@@ -207,7 +207,9 @@ def _check_download(request: ImageRequest) -> None:
     url = request.parameters.get(URL, "")
     if not url:
         raise InvalidArgument(
-            URL, f"missing parameter url for preparing backing image {request.name}"
+            URL,
+            f"there is no backing image {request.name}, and the parameter url for making it on "
+            "demand is missing; correct the name, or add url",
         )
     if not _WEB_URL.fullmatch(url):
         raise InvalidArgument(URL, "must be an http:// or https:// URL without spaces")
@@ -218,8 +220,8 @@ def _check_export(request: ImageRequest) -> None:
         if not request.parameters.get(key):
             raise InvalidArgument(
                 key,
-                f"missing parameters {EXPORT_TYPE} or {VOLUME_NAME} for preparing backing image "
-                f"{request.name}",
+                f"there is no backing image {request.name}, and the parameter {key} for making it "
+                f"on demand is missing; correct the name, or add {VOLUME_NAME} and {EXPORT_TYPE}",
             )
     check_export_type(request.parameters[EXPORT_TYPE])
 

@@ -20,6 +20,7 @@ from shorthorn.domain.errors import (
 )
 from shorthorn.domain.handles import (
     BackingImageHandle,
+    InvalidHandle,
     SnapshotHandle,
     find_backing_image,
     find_scheme,
@@ -124,7 +125,7 @@ class SnapshotService:
         """
         found = await self._find(handle)
         if found is None:
-            raise NotFound("snapshot", handle)
+            raise NotFound("snapshot", handle, _how_written(handle))
         return found
 
     async def list(
@@ -248,6 +249,15 @@ def _export_of(request: CreateSnapshotRequest) -> ImageRequest:
         node_selector=selector(parameters.get("nodeSelector", "")),
         disk_selector=selector(parameters.get("diskSelector", "")),
     )
+
+
+def _how_written(handle: str) -> str:
+    """Return what is wrong with an id of no known form; empty for one that could exist."""
+    try:
+        parse(handle)
+    except InvalidHandle as exc:
+        return exc.problem
+    return ""
 
 
 def _parse_or_none(handle: str) -> BackingImageHandle | SnapshotHandle | None:

@@ -66,7 +66,15 @@ class Claims:
         if claim["spec"].get("volumeName"):
             return await self._reconcile_bound(claim)
         cls = await self._class_of(claim)
-        if cls is None or cls["provisioner"] != self._driver_name:
+        if cls is None:
+            return None
+        if cls["provisioner"] != self._driver_name:
+            self._events.normal(
+                claim,
+                "ExternalProvisioning",
+                f"StorageClass {cls['metadata']['name']} is of provisioner {cls['provisioner']}, "
+                f"which does not run here; {self._driver_name} makes volumes on this host",
+            )
             return None
         if with_finalizers(claim, _CLAIM_PROTECTION):
             claim = await self._claims.replace(claim)

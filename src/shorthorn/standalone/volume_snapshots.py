@@ -120,7 +120,8 @@ class VolumeSnapshots:
         if len(defaults) == 1:
             return defaults[0]
         problem = (
-            f"spec.volumeSnapshotClassName is not set, and {len(defaults)} classes are default"
+            f"spec.volumeSnapshotClassName is not set, and {len(defaults)} classes are default;"
+            f' set it, or annotate one class with {DEFAULT_CLASS}: "true"'
         )
         await self._refuse(snapshot, "SetDefaultSnapshotClassFailed", problem)
         return None
@@ -174,7 +175,7 @@ class VolumeSnapshots:
                 "SnapshotDeletePending",
                 f"deletion waits: claim {key_of(claim)} is being restored from it",
             )
-            return RETRY_S
+            return self._back_off.failed(key_of(snapshot))
         content = await self._bound_content(snapshot)
         if content is not None and content["spec"]["deletionPolicy"] == "Delete":
             key = key_of(content)

@@ -65,7 +65,10 @@ def open_socket(address: TcpAddress | Path) -> socket.socket:
             listener.close()
             raise
     except OSError as exc:
-        raise ListenRefused(f"cannot listen on {address}: {exc}") from exc
+        where = address if isinstance(address, Path) else f"{address.host}:{address.port}"
+        raise ListenRefused(
+            f"cannot listen on {where}: {exc.strerror}; choose another address with --listen"
+        ) from exc
     listener.setblocking(False)
     return listener
 
