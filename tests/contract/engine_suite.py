@@ -462,6 +462,21 @@ class ImageObligations:
         assert read(record.path, 7) == b"content"
         assert read(record.path, MIB, MIB) == bytes(MIB)
 
+    async def test_a_volume_of_a_source_elsewhere_is_made_from_what_was_brought_here(
+        self, engine: Engine
+    ) -> None:
+        await make_volume(engine, "v", b"content", MIB)
+        await export(engine, KEY, "v")
+        source = VolumeSource(snapshot="elsewhere", handle="snap://far/elsewhere")
+        record = await engine.create_volume("w", MIB, source, content=KEY)
+        assert record.source == source
+        assert await engine.create_volume("w", MIB, source, content=KEY) == record
+        await engine.delete_image(KEY)
+        assert await engine.create_volume("w", MIB, source) == record
+        assert read(record.path, 7) == b"content"
+        with pytest.raises(AlreadyExists):
+            await engine.create_volume("w", MIB, VolumeSource(snapshot="other"))
+
     async def test_images_of_one_name_are_told_apart_by_uuid(self, engine: Engine) -> None:
         other = ImageKey(KEY.name, "99999999-2222-3333-4444-555555555555")
         path = await make_volume(engine, "v", b"then")

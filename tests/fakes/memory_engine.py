@@ -85,7 +85,12 @@ class MemoryEngine:
     # volumes
 
     async def create_volume(
-        self, volume_id: str, capacity_bytes: int, source: VolumeSource
+        self,
+        volume_id: str,
+        capacity_bytes: int,
+        source: VolumeSource,
+        *,
+        content: ImageKey | None = None,
     ) -> VolumeRecord:
         await self._enter("create_volume", volume_id)
         old = self.volumes.get(volume_id)
@@ -93,15 +98,16 @@ class MemoryEngine:
             if (old.capacity_bytes, old.source) != (capacity_bytes, source):
                 raise AlreadyExists("volume", volume_id, "capacity or source")
             return old
-        size_bytes, content = self._source(source)
+        here = VolumeSource(image=content.name, image_uuid=content.uuid) if content else source
+        size_bytes, data = self._source(here)
         if size_bytes > capacity_bytes:
             raise SizeOutOfRange("source", capacity_bytes, minimum_bytes=size_bytes)
         path = f"/pool/volumes/{volume_id}/volume.raw"
         state = FormatState.BLANK if source.is_blank else FormatState.FORBIDDEN
         record = VolumeRecord(volume_id, capacity_bytes, source, state, "", datetime.now(UTC), path)
         self.volumes[volume_id] = record
-        if content:
-            self.contents[path] = content
+        if data:
+            self.contents[path] = data
         return record
 
     def _source(self, source: VolumeSource) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.domain import names, planning
+from shorthorn.domain.labels import copy_labels
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageStatus,
@@ -127,7 +128,8 @@ def _copy_of(image: BackingImage, pool: Pool) -> ImageCopy:
         expected_checksum=image.spec.checksum,
     )
     name = names.copy_name(image.meta.name, pool.spec.pool_uuid)
-    return ImageCopy(Meta(name=name, finalizers=(DATA_FINALIZER,)), spec)
+    labels = copy_labels(image.meta.name, pool.spec.node_id)
+    return ImageCopy(Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels), spec)
 
 
 def gather(image: BackingImage, copies: Sequence[ImageCopy]) -> BackingImageStatus:

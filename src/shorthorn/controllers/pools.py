@@ -13,6 +13,7 @@ import logging
 from datetime import UTC, datetime
 
 from shorthorn.domain import errors
+from shorthorn.domain.labels import node_labels
 from shorthorn.domain.models import Condition, Meta, Pool, PoolSpec, PoolStatus, Volume
 from shorthorn.domain.ports import Engine, Registry
 
@@ -48,7 +49,9 @@ class PoolReporter:
         pool = await self._pools.find(name)
         if pool is None:
             with contextlib.suppress(errors.AlreadyExists):
-                await self._pools.create(Pool(Meta(name), self._spec))
+                await self._pools.create(
+                    Pool(Meta(name, labels=node_labels(self._spec.node_id)), self._spec)
+                )
             pool = await self._pools.find(name)
         if pool is None:
             return

@@ -24,6 +24,8 @@ class SourceType(StrEnum):
     EXPORT_FROM_VOLUME = "export-from-volume"
     RESTORE = "restore"
     CLONE = "clone"
+    #: Of an ImageCopy alone: from a peer that has the image already.
+    SYNC = "sync"
 
 
 class ImageFormat(StrEnum):
@@ -93,9 +95,19 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFileSpec:
+    """One entry of spec.diskFileSpecMap: a copy is wanted on that pool, or (`eviction_requested`)
+    shall leave it as soon as another copy exists.
+    """
+
+    eviction_requested: bool = False
+    data_engine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BackingImageSpec:
     """Longhorn's fields that mean something here. `checksum`: expected SHA-512, empty where none
-    is.
+    is. `disk_file_spec`: by pool UUID, copies that somebody asked for beyond the minimum.
     """
 
     source_type: str
@@ -104,6 +116,7 @@ class BackingImageSpec:
     min_number_of_copies: int = 1
     node_selector: tuple[str, ...] = ()
     disk_selector: tuple[str, ...] = ()
+    disk_file_spec: Mapping[str, DiskFileSpec] = field(default_factory=lambda: MappingProxyType({}))
     data_engine: str = "v1"
 
 
@@ -123,6 +136,7 @@ class BackingImageStatus:
 
     `uuid` is chosen once and names the image's directory. `checksum` is the SHA-512 of the
     artifact, empty until known. `point_in_time` is when an export's data was fixed.
+    `disk_last_ref_at`: by pool UUID, when the last volume made from the copy there went.
     """
 
     uuid: str = ""
@@ -135,6 +149,7 @@ class BackingImageStatus:
     disk_file_status: Mapping[str, DiskFileStatus] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    disk_last_ref_at: Mapping[str, datetime] = field(default_factory=lambda: MappingProxyType({}))
     conditions: tuple[Condition, ...] = ()
 
 
@@ -299,16 +314,23 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
+    """`tags` are the pool's own (diskSelector), `node_tags` its node's (nodeSelector).
+    `peer_address` is where its node gives image bytes to peers, HOST:PORT; empty: nowhere.
+    """
+
     node_id: str
     pool_uuid: str
     path: str
     tags: tuple[str, ...] = ()
+    node_tags: tuple[str, ...] = ()
+    peer_address: str = ""
+    eviction_requested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
     """`promised_bytes`: sum of the capacities of the pool's volumes; thin, so it may exceed the
-    capacity.
+    capacity. `heartbeat_at`: when its node last said that it lives; None: it never has to.
     """
 
     capacity_bytes: int = 0
@@ -317,6 +339,7 @@ class PoolStatus:
     promised_bytes: int = 0
     engine: str = ""
     clone_method: str = ""
+    heartbeat_at: datetime | None = None
     conditions: tuple[Condition, ...] = ()
 
 
@@ -408,6 +431,15 @@ class ImageRecord:
     point_in_time: datetime | None
     artifact_path: str
     base_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node that can give bytes of its pool to others, at `address` (HOST:PORT)."""
+
+    node_id: str
+    pool_uuid: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def place_copy(
         pool
         for pool in pools
         if set(image.spec.disk_selector) <= set(pool.spec.tags)
-        and set(image.spec.node_selector) <= set(pool.spec.tags)
+        and set(image.spec.node_selector) <= set(pool.spec.node_tags)
     ]
     if not fitting:
         return Placement(

@@ -19,6 +19,7 @@ from shorthorn.domain.models import (
     ImageFormat,
     ImageKey,
     ImageRecord,
+    Peer,
     PoolUsage,
     Progress,
     SnapshotRecord,
@@ -113,13 +114,20 @@ class Engine(Protocol):
 
     # volumes
     async def create_volume(
-        self, volume_id: str, capacity_bytes: int, source: VolumeSource
+        self,
+        volume_id: str,
+        capacity_bytes: int,
+        source: VolumeSource,
+        *,
+        content: ImageKey | None = None,
     ) -> VolumeRecord:
         """Make a volume of exactly `capacity_bytes`, blank or a clone; the tail beyond the source
         reads zero.
 
-        A source volume is captured at this moment as by `create_snapshot`. Raises NotFound
-        (source), SizeOutOfRange (source larger), AlreadyExists (other capacity or source).
+        A source volume is captured at this moment as by `create_snapshot`. `content`: the image of
+        this pool into which the source, which is on another node, was brought; `source` is what is
+        recorded. Raises NotFound (source), SizeOutOfRange (source larger), AlreadyExists (other
+        capacity or source).
         """
 
     async def find_volume(self, volume_id: str) -> VolumeRecord | None: ...
@@ -220,6 +228,39 @@ class ImageFetcher(Protocol):
         one is given. Raises ChecksumMismatch, ImageRejected, ImageFailed (final: the source says
         no), Unavailable (may be tried again), NoSpace.
         State after failure: what can be resumed is kept in `staging`, anything else removed.
+        """
+
+
+class PeerSource(Protocol):
+    """Brings data that another node's pool has, encrypted and from authenticated peers alone."""
+
+    async def fetch_image(
+        self,
+        key: ImageKey,
+        peers: Sequence[Peer],
+        expected_checksum: str,
+        staging: Path,
+        report: ReportProgress,
+    ) -> ImageRecord:
+        """Leave `artifact` and `base.raw` of the image, complete, sparse and synced, in `staging`.
+
+        Goes on from what an earlier call left there, also from another peer: the bytes of an image
+        never change. The record is the sender's, its checksum is the SHA-512 of the bytes that
+        arrived and equals `expected_checksum` where one is given.
+        Raises: ChecksumMismatch. Unavailable: no peer gave it (may be tried again). NoSpace.
+        """
+
+    async def fetch_snapshot(
+        self,
+        snapshot_id: str,
+        peers: Sequence[Peer],
+        key: ImageKey,
+        staging: Path,
+        report: ReportProgress,
+    ) -> ImageRecord:
+        """Leave a snapshot's data in `staging` as the raw image `key`, as `fetch_image` does.
+
+        Its checksum is the sender's too. Raises: NotFound: no peer has it. Else as `fetch_image`.
         """
 
 

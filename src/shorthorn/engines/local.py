@@ -133,9 +133,14 @@ class LocalEngine:
         )
 
     async def create_volume(
-        self, volume_id: str, capacity_bytes: int, source: VolumeSource
+        self,
+        volume_id: str,
+        capacity_bytes: int,
+        source: VolumeSource,
+        *,
+        content: ImageKey | None = None,
     ) -> VolumeRecord:
-        return await self._parts.volumes.create(volume_id, capacity_bytes, source)
+        return await self._parts.volumes.create(volume_id, capacity_bytes, source, content=content)
 
     async def find_volume(self, volume_id: str) -> VolumeRecord | None:
         return await self._parts.volumes.find(volume_id)

@@ -70,7 +70,12 @@ class Volumes:
         )
 
     async def create(
-        self, volume_id: str, capacity_bytes: int, source: VolumeSource
+        self,
+        volume_id: str,
+        capacity_bytes: int,
+        source: VolumeSource,
+        *,
+        content: ImageKey | None = None,
     ) -> VolumeRecord:
         """See ports.Engine."""
         directory = self._pool.layout.volume(volume_id)
@@ -79,24 +84,31 @@ class Volumes:
         if existing is not None:
             _check_same(existing, capacity_bytes, source)
             return existing
-        origin = self._origin(source, capacity_bytes)
+        here = _source_of(content) if content else source
+        origin = self._origin(here, capacity_bytes)
         needed_bytes = METADATA_BYTES if origin is None else self._pool.cloner.cost_bytes(origin)
         async with (
             translated(self._pool.root, "volume", volume_id, needed_bytes=needed_bytes),
             cleaned_up(self._pool.staging, directory),
         ):
-            return await self._build(directory, capacity_bytes, source, origin)
+            return await self._build(directory, capacity_bytes, source, here, origin)
 
     async def _build(
-        self, directory: Path, capacity_bytes: int, source: VolumeSource, origin: Path | None
+        self,
+        directory: Path,
+        capacity_bytes: int,
+        source: VolumeSource,
+        here: VolumeSource,
+        origin: Path | None,
     ) -> VolumeRecord:
+        """Make the volume; `here` is what `origin` is in this pool, `source` what is recorded."""
         staging = self._pool.staging
         staged = await staging.begin(directory)
         data = staged / VOLUME_DATA
         if origin is None:
             await in_thread(_make_blank, data, capacity_bytes)
-        elif source.volume:
-            await self._pool.capture.take(source.volume, origin, data, size_bytes=capacity_bytes)
+        elif here.volume:
+            await self._pool.capture.take(here.volume, origin, data, size_bytes=capacity_bytes)
         else:
             await self._pool.cloner.clone(origin, data, size_bytes=capacity_bytes)
         staging.reached("volume data staged")
@@ -252,6 +264,10 @@ def _check_capacity(capacity_bytes: int) -> None:
             f"{capacity_bytes} is not a multiple of {SECTOR_BYTES} from {SECTOR_BYTES} to"
             f" {CAPACITY_BYTES_MAX}",
         )
+
+
+def _source_of(content: ImageKey) -> VolumeSource:
+    return VolumeSource(image=content.name, image_uuid=content.uuid)
 
 
 def _make_blank(path: Path, size_bytes: int) -> None:

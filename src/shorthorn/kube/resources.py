@@ -35,7 +35,12 @@ _COPY_KEYS = {
     "virtual_size_bytes": "virtualSize",
     "real_size_bytes": "realSize",
 }
-_IMAGE_KEYS = {**_COPY_KEYS, "disk_file_status": "diskFileStatusMap"}
+_IMAGE_KEYS = {
+    **_COPY_KEYS,
+    "disk_file_spec": "diskFileSpecMap",
+    "disk_file_status": "diskFileStatusMap",
+    "disk_last_ref_at": "diskLastRefAtMap",
+}
 
 
 @dataclass(frozen=True)

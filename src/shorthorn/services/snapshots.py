@@ -26,6 +26,7 @@ from shorthorn.domain.handles import (
     find_scheme,
     parse,
 )
+from shorthorn.domain.labels import node_labels
 from shorthorn.domain.models import (
     NO_MAP,
     ImageFormat,
@@ -195,7 +196,8 @@ class SnapshotService:
             node_id=volume.spec.node_id,
             pool_uuid=volume.spec.pool_uuid,
         )
-        meta = Meta(name=name, finalizers=(DATA_FINALIZER,))
+        labels = node_labels(volume.spec.node_id)
+        meta = Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels)
         try:
             return await self._snapshots.create(Snapshot(meta=meta, spec=spec))
         except AlreadyExists:

@@ -21,6 +21,7 @@ from shorthorn.domain.errors import (
     SizeOutOfRange,
 )
 from shorthorn.domain.handles import BackingImageHandle, InvalidHandle, SnapshotHandle, parse
+from shorthorn.domain.labels import node_labels
 from shorthorn.domain.models import NO_MAP, Meta, Volume, VolumeSource, VolumeSpec, VolumeState
 from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import DATA_FINALIZER
@@ -260,7 +261,8 @@ class VolumeService:
             source=origin.source,
             parameters=parameters,
         )
-        meta = Meta(name=name, finalizers=(DATA_FINALIZER,))
+        labels = node_labels(pool.spec.node_id)
+        meta = Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels)
         try:
             return await self._volumes.create(Volume(meta=meta, spec=spec))
         except AlreadyExists:
