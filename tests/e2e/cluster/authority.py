@@ -1,7 +1,7 @@
 """The authority of a test cluster: certificates, keys and kubeconfig files.
 
-Owns what is below its directory; everything there is as short-lived as the test. Must never: be used
-for anything but tests. Called by `control_plane`, and by tests that need a user of their own.
+Owns what is below its directory; everything there is as short-lived as the test. Must never: be
+used for anything but tests. Called by `control_plane`, and by tests that need a user of their own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
 
-
 pytest.register_assert_rewrite("tests.contract.api_suite")
 
 

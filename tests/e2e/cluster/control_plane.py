@@ -1,7 +1,8 @@
-"""A real control plane: etcd, kube-apiserver, controllers, scheduler, our CRDs, snapshot-controller.
+"""A real control plane: etcd, kube-apiserver, controllers, scheduler, snapshot-controller.
 
-Owns its processes and all files below one directory, and takes the processes away however a test
-ends. RBAC is on. Without kubelets, nodes are objects that `add_node` writes. Called by tests.
+With our CRDs. Owns its processes and all files below one directory, and takes the processes away
+however a test ends. RBAC is on. Without kubelets, nodes are objects that `add_node` writes. Called
+by tests.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ class ControlPlane:
         self.address = address
         token = secrets.token_urlsafe(32)
         ports = Ports(
-            *(free_port() for _ in range(2)), free_port(address), free_port(), free_port()
+            etcd=free_port(),
+            etcd_peer=free_port(),
+            api=free_port(address),
+            controllers=free_port(),
+            scheduler=free_port(),
         )
         self.commands = CommandLines(directory, address=address, ports=ports, token=token)
         self.authority = self.commands.authority
@@ -143,10 +148,11 @@ class ControlPlane:
 
     def answers(self, url: str) -> bool:
         """Whether a server of this cluster says that it is well."""
-        with contextlib.suppress(httpx2.HTTPError, OSError):
-            with httpx2.Client(verify=self._trust, trust_env=False, timeout=5) as client:
-                return client.get(url).status_code == 200
-        return False
+        try:
+            answer = httpx2.get(url, verify=self._trust, trust_env=False, timeout=5)
+        except (httpx2.HTTPError, OSError):
+            return False
+        return answer.status_code == 200
 
     def holder(self, lease: str, namespace: str = "kube-system") -> str:
         """Return who leads by a lease, or nothing."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import signal
@@ -22,7 +23,9 @@ from pathlib import Path
 
 _LOCK = Path("/run/lock/shorthorn-e2e-network")
 _NODES_MAX = 200
-_OURS = re.compile(r"^(?:shorthorn-(\d+)-\d+|sh(\d+)[bv]\d*)$")
+#: A name of ours says by which process it was made, and for which of its networks.
+_OURS = re.compile(r"^(?:shorthorn-(\d+)-(\d+)-\d+|sh(\d+)[bv](\d+)(?:x\d+)?)$")
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Network:
 def network(count: int) -> Iterator[Network]:
     """Make a network of `count` nodes; everything of it, processes too, is gone at the end."""
     assert count <= _NODES_MAX
-    owner = os.getpid()
-    bridge = f"sh{owner}b"
+    owner = (os.getpid(), next(_NUMBERS))
+    bridge = f"sh{owner[0]}b{owner[1]}"
     try:
         with _locked():
             _sweep()
@@ -76,11 +79,16 @@ def network(count: int) -> Iterator[Network]:
         nodes = tuple(_add_node(owner, bridge, prefix, i) for i in range(count))
         yield Network(f"{prefix}.1", nodes)
     finally:
-        _remove(lambda pid: pid == owner)
+        _remove(lambda maker: maker == owner)
 
 
-def _add_node(owner: int, bridge: str, prefix: str, index: int) -> NetworkNode:
-    node = NetworkNode(f"shorthorn-{owner}-{index}", f"{prefix}.{index + 10}", f"sh{owner}v{index}")
+def _add_node(owner: tuple[int, int], bridge: str, prefix: str, index: int) -> NetworkNode:
+    pid, number = owner
+    node = NetworkNode(
+        name=f"shorthorn-{pid}-{number}-{index}",
+        address=f"{prefix}.{index + 10}",
+        link=f"sh{pid}v{number}x{index}",
+    )
     _ip("netns", "add", node.name)
     _ip("link", "add", node.link, "type", "veth", "peer", "name", "eth0", "netns", node.name)
     _ip("link", "set", node.link, "master", bridge, "up")
@@ -104,10 +112,10 @@ def _locked() -> Iterator[None]:
 
 def _sweep() -> None:
     """Remove what processes that are gone have left."""
-    _remove(lambda pid: not Path(f"/proc/{pid}").exists())
+    _remove(lambda maker: not Path(f"/proc/{maker[0]}").exists())
 
 
-def _remove(is_meant: Callable[[int], bool]) -> None:
+def _remove(is_meant: Callable[[tuple[int, int]], bool]) -> None:
     for name in _names("netns", "list"):
         if is_meant(_owner(name)):
             for pid in _ip("netns", "pids", name, may_fail=True).split():
@@ -128,10 +136,10 @@ def _names(*words: str) -> list[str]:
     return [name for name in names if _OURS.match(name)]
 
 
-def _owner(name: str) -> int:
+def _owner(name: str) -> tuple[int, int]:
     found = _OURS.match(name)
     assert found is not None
-    return int(found[1] or found[2])
+    return int(found[1] or found[3]), int(found[2] or found[4])
 
 
 def _free_prefix() -> str:

@@ -1,7 +1,7 @@
 """Programs of a test cluster as processes that tests may kill and start again.
 
-Owns each process, its log, and its end: a process ends with the one that started it, even if that is
-killed. Must never: know what a program is for. Called by `control_plane` and by tests.
+Owns each process, its log, and its end: a process ends with the one that started it, even if that
+is killed. Must never: know what a program is for. Called by `control_plane` and by tests.
 """
 
 from __future__ import annotations
