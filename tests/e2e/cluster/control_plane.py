@@ -19,12 +19,14 @@ from typing import Any
 import httpx2
 import yaml
 from tests.e2e.cluster.command_lines import CommandLines, Ports
-from tests.e2e.cluster.processes import ROOT, Process, binary, free_port
+from tests.e2e.cluster.processes import ROOT, Process, binary, free_port, on_host
 from tests.integration.daemon_process import poll
 from tests.integration.service_api import Api
 
 CRDS = ROOT / "src" / "shorthorn" / "kube" / "crds"
 _KUBECTL_S = 60.0
+#: What each sidecar logs once its driver has answered.
+_SIDECAR_READY = "ServeMux listening"
 
 Manifests = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -70,7 +72,8 @@ class ControlPlane:
         self.add("kube-controller-manager", manager, lambda: self.answers(controllers)).launch()
         self.add("kube-scheduler", lines.kube_scheduler(), lambda: self.answers(scheduler)).launch()
         self.install_crds()
-        self.add("snapshot-controller", lines.snapshot_controller(), self._leads).launch()
+        snapshots = on_host("snapshot-controller", lines.snapshot_controller())
+        self.add("snapshot-controller", snapshots, self._leads).launch()
         for name in ("kube-controller-manager", "kube-scheduler", "snapshot-controller"):
             self.processes[name].wait_ready()
         poll(lambda: self.find_service_account("default", "default"), what="no service accounts")
@@ -120,29 +123,27 @@ class ControlPlane:
         """Start a CSI sidecar with leader election; return when it has reached its driver.
 
         Args:
-            name: of the process; `program` is the same unless given.
+            name: of the process and its host: who leads is told apart by host name. `program` is
+                the same unless given.
             wrap: makes the command line run elsewhere, such as `NetworkNode.command`.
         """
-        port = free_port()
-        command = wrap(
+        argv = [
             binary(program or name),
             f"--csi-address={socket}",
             f"--kubeconfig={kubeconfig}",
             "--leader-election",
             f"--leader-election-namespace={namespace}",
-            f"--http-endpoint=127.0.0.1:{port}",
+            f"--http-endpoint=127.0.0.1:{free_port()}",
             "--v=4",
             *arguments,
-        )
+        ]
         in_pod = {"NAMESPACE": namespace, "POD_NAME": name, **(environment or {})}
-        log = self.logs / f"{name}.log"
-        reached = "CSI driver name"
-
-        def is_ready() -> bool:
-            return reached in log.read_text(errors="replace")[begin:]
-
-        begin = len(log.read_text(errors="replace")) if log.exists() else 0
-        process = self.add(name, command, is_ready, environment=in_pod)
+        process = self.add(
+            name,
+            wrap(*on_host(name, argv)),
+            lambda: _SIDECAR_READY in process.said(),
+            environment=in_pod,
+        )
         process.start()
         return process
 

@@ -37,6 +37,14 @@ def free_port(address: str = "127.0.0.1") -> int:
         return int(found.getsockname()[1])
 
 
+def on_host(name: str, argv: Sequence[str]) -> list[str]:
+    """Return the command line that runs `argv` under a host name of its own.
+
+    Who leads is told apart by host name: two of one name would both lead.
+    """
+    return ["unshare", "--uts", "--", "sh", "-c", 'hostname "$0" && exec "$@"', name, *argv]
+
+
 class Process:
     """One program: at most one process at a time, always with the same arguments.
 
@@ -58,6 +66,7 @@ class Process:
         self._is_ready = is_ready
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start_bytes = 0
 
     @property
     def pid(self) -> int:
@@ -80,6 +89,7 @@ class Process:
         assert not self.is_running, f"{self.name} runs already"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self._log_start_bytes = log.tell()
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *self.command],
                 stdin=subprocess.DEVNULL,
@@ -108,6 +118,10 @@ class Process:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(_STOP_S)
+
+    def said(self) -> str:
+        """Return what it has logged since it was started the last time."""
+        return self.log.read_bytes()[self._log_start_bytes :].decode(errors="replace")
 
     def tail(self) -> str:
         """Return the end of its log."""

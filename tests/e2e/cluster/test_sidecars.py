@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from tests.e2e.cluster.control_plane import ControlPlane
-from tests.integration.daemon_process import ServiceProcess, running
+from tests.integration.daemon_process import ServiceProcess, poll, running
 from tests.integration.service_api import is_bound, is_ready
 
 DRIVER = "driver.longhorn.io"
+TOPOLOGY = "topology.shorthorn.io/node"
 CLASSES: list[dict[str, Any]] = [
     {
         "apiVersion": "storage.k8s.io/v1",
@@ -46,6 +47,12 @@ SIDECARS = {
     "csi-snapshotter": [],
     "csi-resizer": ["--handle-volume-inuse-error=false"],
 }
+#: A lease that its holder has left is taken over after seconds.
+QUICK = [
+    "--leader-election-lease-duration=3s",
+    "--leader-election-renew-deadline=2s",
+    "--leader-election-retry-period=500ms",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +68,13 @@ def service() -> Iterator[ServiceProcess]:
 @pytest.fixture(scope="module")
 def driven(own_cluster: ControlPlane, service: ServiceProcess) -> ControlPlane:
     """A cluster with the service as its driver."""
+    (pool,) = service.api.list("Pool")
+    node = pool["spec"]["nodeID"]
+    driver = {"name": DRIVER, "nodeID": node, "topologyKeys": [TOPOLOGY]}
+    own_cluster.add_node(node, labels={TOPOLOGY: node}, drivers=[driver])
     own_cluster.apply(CLASSES)
     for name, arguments in SIDECARS.items():
+        arguments = [*arguments, *QUICK]
         socket = service.data_dir / "csi.sock"
         own_cluster.sidecar(name, socket, arguments, own_cluster.kubeconfig)
     return own_cluster
@@ -123,3 +135,18 @@ def test_a_sidecar_that_is_killed_goes_on_when_it_is_back(driven: ControlPlane):
     assert found is not None
     driven.api.delete("PersistentVolumeClaim", "default", "waiting")
     driven.api.wait_gone("PersistentVolume", "", found["spec"]["volumeName"])
+
+
+def test_one_of_two_leads_and_the_other_takes_over(driven: ControlPlane, service: ServiceProcess):
+    lease = "external-resizer-driver-longhorn-io"
+    assert driven.holder(lease) == "csi-resizer"
+    standby = driven.sidecar(
+        "resizer-2",
+        service.data_dir / "csi.sock",
+        [*SIDECARS["csi-resizer"], *QUICK],
+        driven.kubeconfig,
+        program="csi-resizer",
+    )
+    assert driven.holder(lease) == "csi-resizer"
+    driven.kill("csi-resizer")
+    poll(lambda: driven.holder(lease) == "resizer-2", what=standby.tail())
