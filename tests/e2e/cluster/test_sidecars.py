@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import httpx2
 import pytest
 from tests.e2e.cluster.control_plane import ControlPlane
+from tests.e2e.cluster.processes import binary, free_port
 from tests.integration.daemon_process import ServiceProcess, poll, running
 from tests.integration.service_api import is_bound, is_ready
 
@@ -150,3 +153,53 @@ def test_one_of_two_leads_and_the_other_takes_over(driven: ControlPlane, service
     assert driven.holder(lease) == "csi-resizer"
     driven.kill("csi-resizer")
     poll(lambda: driven.holder(lease) == "resizer-2", what=standby.tail())
+
+
+def test_the_registrar_tells_a_kubelet_where_the_driver_is(
+    cluster: ControlPlane, service: ServiceProcess, tmp_path: Path
+):
+    socket = tmp_path / f"{DRIVER}-reg.sock"
+    command = [
+        binary("registrar"),
+        f"--csi-address={service.data_dir / 'csi.sock'}",
+        "--kubelet-registration-path=/seen/by/kubelet.sock",
+        f"--plugin-registration-path={tmp_path}",
+    ]
+    process = cluster.add("registrar", command, lambda: "listening at" in process.said())
+    process.start()
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+        # No stubs for one call with an empty request: the answer's strings are in it as they are.
+        ask: Any = channel.unary_unary("/pluginregistration.Registration/GetInfo")
+        answer = ask(b"", timeout=10)
+    for text in (b"CSIPlugin", DRIVER.encode(), b"/seen/by/kubelet.sock", b"1.0.0"):
+        assert text in answer
+    process.kill()
+
+
+def test_health_is_the_drivers_own(cluster: ControlPlane, service: ServiceProcess):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/healthz"
+    command = [
+        binary("health"),
+        f"--csi-address={service.data_dir / 'csi.sock'}",
+        f"--http-endpoint=127.0.0.1:{port}",
+    ]
+    process = cluster.add("health", command, lambda: cluster.answers(url))
+    process.start()
+    missing = f"--csi-address={service.data_dir / 'nothing.sock'}"
+    port = free_port()
+    other = f"http://127.0.0.1:{port}/healthz"
+    command = [binary("health"), missing, f"--http-endpoint=127.0.0.1:{port}"]
+    without = cluster.add("health-without", command, lambda: "listening at" in without.said())
+    without.start()
+    poll(lambda: unhealthy(other), what="no answer")
+    process.kill()
+    without.kill()
+
+
+def unhealthy(url: str) -> bool:
+    """Whether the server answers that its driver is not well."""
+    try:
+        return httpx2.get(url, trust_env=False, timeout=10).status_code == 500
+    except httpx2.HTTPError:
+        return False
