@@ -1,7 +1,7 @@
 # The one door: thin targets over scripts/ and .venv/bin. Each makes the checkout ready first
 # (scripts/setup), which takes no time when nothing is missing.
 .DEFAULT_GOAL := help
-.PHONY: help run up down test check bench fmt lock generate clean
+.PHONY: help run up down test conformance e2e check bench fmt lock generate clean
 bin := .venv/bin
 export DATA_DIR ?= .data
 
@@ -11,7 +11,7 @@ help: ## this list
 	@echo "  sudo make run     first: sets everything up, then carries a disk through every path"
 	@echo "  sudo make up      then: leaves the service running for your own manifests"
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 19
 
 run: ## the main job on real disks: export, restore, download, refusals; needs root
 	@SHORTHORN_TARGET=run scripts/setup run
@@ -29,6 +29,14 @@ test: ## check, then all tests on real mounts and sockets; needs root (PYTEST="-
 	@SHORTHORN_TARGET=test scripts/setup test
 	@scripts/check
 	@$(bin)/pytest -n 3 --dist loadfile $(PYTEST)
+
+conformance: ## csi-sanity on XFS and btrfs, mount and block; needs root and Go
+	@SHORTHORN_TARGET=conformance scripts/setup test
+	@scripts/conformance $(CONFORMANCE)
+
+e2e: ## tests on a real Kubernetes, built from its sources once; needs root and Go (PYTEST="-k name")
+	@SHORTHORN_TARGET=e2e scripts/setup e2e
+	@scripts/e2e $(PYTEST)
 
 check: ## format, lint, types, layers, house rules; under a minute, no root
 	@scripts/setup check

@@ -362,8 +362,9 @@ def python_dependencies(project: dict[str, Any]) -> set[str]:
 
 
 def debian_packages(script: str) -> set[str]:
-    table = script.split('tools_to_run="\n', 1)[1].split('\n"\n', 1)[0]
-    return {line.split()[1] for line in table.splitlines()} | {"python3-venv"}
+    tables = re.findall(r'^tools_[a-z_]+="\n(.*?)\n"$', script, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for table in tables for line in table.splitlines()]
+    return {line.split()[1] for line in lines} | {"python3-venv"}
 
 
 def lock_versions(lock: str) -> dict[str, str]:

@@ -80,6 +80,11 @@ class Api:
             spec={"sourceType": "download", "sourceParameters": {"url": "http://h/a.raw"}},
         )
 
+    def body(self, name: str = "golden") -> dict[str, Any]:
+        """Return a valid backing image as JSON."""
+        described = {"apiVersion": "longhorn.io/v1beta2", "kind": "BackingImage"}
+        return {**described, **self.image(name).to_dict()}
+
     async def create_image(self, name: str = "golden", **metadata: Any) -> Any:
         return await self.client.create(self.image(name, **metadata))
 
@@ -122,9 +127,9 @@ class Api:
                     return
                 await asyncio.sleep(0.02)
 
-    async def is_gone(self, resource: Any, name: str) -> bool:
+    async def is_gone(self, resource: Any, name: str, *, timeout_s: float = DEADLINE_S) -> bool:
         """Wait until an object is not found any more."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(timeout_s):
             while True:
                 try:
                     await self.client.get(resource, name, namespace=self.namespace)
@@ -292,7 +297,7 @@ class ApiSuite:
         assert error.causes == {"metadata.labels": "FieldValueInvalid"}
 
     async def test_unknown_fields_are_refused_by_path(self, api: Api):
-        body = api.image().to_dict() | {"volumeSnapshotRef": {"name": "x"}}
+        body = api.body() | {"volumeSnapshotRef": {"name": "x"}}
         body["spec"]["colour"] = "red"
         answer = await api.http.post(api.images(), json=body, params={"fieldValidation": "Strict"})
         assert answer.status_code == 400
@@ -302,7 +307,7 @@ class ApiSuite:
         assert 'unknown field "volumeSnapshotRef"' in status["message"]
 
     async def test_unknown_fields_may_be_dropped_with_a_warning(self, api: Api):
-        body = api.image().to_dict()
+        body = api.body()
         body["spec"]["colour"] = "red"
         answer = await api.http.post(api.images(), json=body, params={"fieldValidation": "Warn"})
         assert answer.status_code == 201
@@ -317,8 +322,41 @@ class ApiSuite:
         assert error.causes == {
             "spec.sourceType": "FieldValueNotSupported",
             "spec.minNumberOfCopies": "FieldValueInvalid",
+            "<nil>": "FieldValueInvalid",  # Go's word for: the rules of the whole object
         }
         assert error.message.startswith('BackingImage.longhorn.io "golden" is invalid: [')
+        assert "some validation rules were not checked" in error.message
+
+    async def test_rules_are_judged_beside_values_out_of_range(self, api: Api):
+        image = await api.create_image()
+        image.spec |= {"sourceType": "upload", "minNumberOfCopies": 0}
+        async with refused(422, "Invalid") as error:
+            await api.put(image)
+        assert "<nil>" not in error.causes
+        assert "spec.minNumberOfCopies" in error.causes
+        assert "sourceType is immutable" in error.message
+
+    @pytest.mark.parametrize(
+        ("member", "complaint"),
+        [
+            ("kind", "Object 'Kind' is missing"),
+            ("apiVersion", "the API version in the data () does not match the expected"),
+        ],
+    )
+    async def test_a_custom_resource_must_say_what_it_is(
+        self, api: Api, member: str, complaint: str
+    ):
+        body = api.body()
+        del body[member]
+        answer = await api.http.post(api.images(), json=body)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "BadRequest")
+        assert complaint in answer.json()["message"]
+
+    async def test_a_core_object_need_not_say_what_it_is(self, api: Api):
+        path = f"/api/v1/namespaces/{api.namespace}/configmaps"
+        answer = await api.http.post(path, json={"metadata": {"name": "c"}})
+        assert answer.status_code == 201
+        assert answer.json()["kind"] == "ConfigMap"
 
     async def test_cel_rules_see_the_old_object(self, api: Api):
         image = await api.create_image()
@@ -342,7 +380,6 @@ class ApiSuite:
     @pytest.mark.parametrize(
         "body",
         [
-            pytest.param({"kind": "Secret"}, id="another kind"),
             pytest.param({"apiVersion": "longhorn.io/v1"}, id="another version"),
             pytest.param({"metadata": {"namespace": "default"}}, id="another namespace"),
         ],
@@ -350,8 +387,23 @@ class ApiSuite:
     async def test_a_body_that_contradicts_the_path_is_a_bad_request(
         self, api: Api, body: dict[str, Any]
     ):
-        answer = await api.http.post(api.images(), json=api.image().to_dict() | body)
+        answer = await api.http.post(api.images(), json=api.body() | body)
         assert (answer.status_code, answer.json()["reason"]) == (400, "BadRequest")
+
+    async def test_a_custom_resource_of_another_kind_is_invalid(self, api: Api):
+        answer = await api.http.post(api.images(), json=api.body() | {"kind": "Secret"})
+        assert (answer.status_code, answer.json()["reason"]) == (422, "Invalid")
+        assert answer.json()["message"] == (
+            'Secret.longhorn.io "golden" is invalid: kind: Invalid value: "Secret": '
+            "must be BackingImage"
+        )
+
+    async def test_a_core_object_of_another_kind_is_a_bad_request(self, api: Api):
+        path = f"/api/v1/namespaces/{api.namespace}/configmaps"
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "c"}}
+        answer = await api.http.post(path, json=body)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "BadRequest")
+        assert 'Secret in version "v1" cannot be handled as a ConfigMap' in answer.json()["message"]
 
     async def test_a_body_that_is_no_json_is_a_bad_request(self, api: Api):
         answer = await api.http.post(
@@ -360,9 +412,7 @@ class ApiSuite:
         assert (answer.status_code, answer.json()["reason"]) == (400, "BadRequest")
 
     async def test_a_dry_run_answers_as_if_and_stores_nothing(self, api: Api):
-        answer = await api.http.post(
-            api.images(), json=api.image().to_dict(), params={"dryRun": "All"}
-        )
+        answer = await api.http.post(api.images(), json=api.body(), params={"dryRun": "All"})
         assert answer.status_code == 201
         assert answer.json()["metadata"]["uid"]
         assert await api.names() == []
@@ -544,7 +594,11 @@ class ApiSuite:
             "DELETE", api.images("golden"), json={"preconditions": {member: "12345678"}}
         )
         assert (answer.status_code, answer.json()["reason"]) == (409, "Conflict")
-        assert "Precondition failed" in answer.json()["message"]
+        message = answer.json()["message"]
+        assert message.startswith(
+            'Operation cannot be fulfilled on BackingImage.longhorn.io "golden": the '
+        )
+        assert "in the precondition (12345678) does not match the" in message
         assert await api.names() == ["golden"]
 
     async def test_a_collection_is_deleted_by_selector(self, api: Api):
@@ -616,7 +670,8 @@ class ApiSuite:
             namespace=name,
             patch_type=PatchType.MERGE,
         )
-        assert await api.is_gone(Namespace, name)
+        # A real controller looks again only after some seconds.
+        assert await api.is_gone(Namespace, name, timeout_s=60)
 
     async def test_the_default_namespace_may_not_be_deleted(self, api: Api):
         async with refused(403, "Forbidden") as error:
@@ -866,8 +921,13 @@ class ApiSuite:
         assert (await api.http.get("/apis/longhorn.io/v1beta2/nothings")).status_code == 404
 
     async def test_a_method_that_a_resource_lacks_is_not_allowed(self, api: Api):
-        answer = await api.http.post("/apis/longhorn.io/v1beta2/backingimages", json={})
+        answer = await api.http.post("/api/v1/persistentvolumeclaims", json={})
         assert (answer.status_code, answer.json()["reason"]) == (405, "MethodNotAllowed")
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+    async def test_custom_resources_of_all_namespaces_can_only_be_read(self, api: Api, method: str):
+        everywhere = "/apis/longhorn.io/v1beta2/backingimages"
+        assert (await api.http.request(method, everywhere)).status_code == 404
 
     async def test_discovery_lists_groups_versions_and_resources(self, api: Api):
         groups = (await api.http.get("/apis")).json()["groups"]

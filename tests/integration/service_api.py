@@ -21,6 +21,7 @@ import yaml
 
 Object = dict[str, Any]
 
+_STORAGE = "/apis/storage.k8s.io/v1"
 _SNAPSHOT = "/apis/snapshot.storage.k8s.io/v1"
 #: Kind: where it is served, and whether in namespaces.
 _KINDS = {
@@ -28,7 +29,16 @@ _KINDS = {
     "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims", True),
     "PersistentVolume": ("/api/v1", "persistentvolumes", False),
     "Event": ("/api/v1", "events", True),
-    "StorageClass": ("/apis/storage.k8s.io/v1", "storageclasses", False),
+    "Node": ("/api/v1", "nodes", False),
+    "Pod": ("/api/v1", "pods", True),
+    "Secret": ("/api/v1", "secrets", True),
+    "ServiceAccount": ("/api/v1", "serviceaccounts", True),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases", True),
+    "CSIDriver": (_STORAGE, "csidrivers", False),
+    "CSINode": (_STORAGE, "csinodes", False),
+    "CSIStorageCapacity": (_STORAGE, "csistoragecapacities", True),
+    "VolumeAttachment": (_STORAGE, "volumeattachments", False),
+    "StorageClass": (_STORAGE, "storageclasses", False),
     "VolumeSnapshot": (_SNAPSHOT, "volumesnapshots", True),
     "VolumeSnapshotContent": (_SNAPSHOT, "volumesnapshotcontents", False),
     "VolumeSnapshotClass": (_SNAPSHOT, "volumesnapshotclasses", False),

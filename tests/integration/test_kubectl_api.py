@@ -385,7 +385,7 @@ async def test_unknown_fields_are_refused_in_kubectls_own_words(kubectl: Kubectl
 async def test_invalid_values_are_named(kubectl: Kubectl):
     broken = IMAGE.replace("download", "export-form-volume")
     complaint = await kubectl.refused("apply", "-f", "-", stdin=broken)
-    assert complaint.startswith('The BackingImage "golden" is invalid: spec.sourceType: ')
+    assert complaint.startswith('The BackingImage "golden" is invalid: \n* spec.sourceType: ')
     assert '"export-from-volume"' in complaint
 
 

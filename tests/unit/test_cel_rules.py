@@ -84,9 +84,14 @@ def test_a_rule_that_cannot_be_evaluated_for_an_object_refuses_it() -> None:
     assert errors(compiled, {"a": "x"}) == []
 
 
-def test_rules_wait_until_types_and_values_are_right() -> None:
+def test_rules_wait_until_types_are_right() -> None:
     compiled = schema(with_rules(OBJECT, "false"))
-    assert fields(compiled, {"n": "5"}) == ["spec.n"]
+    assert fields(compiled, {"n": "5"}) == ["spec.n", "<nil>"]
+
+
+def test_rules_are_judged_beside_a_value_out_of_range() -> None:
+    bounded = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 4}}}
+    assert fields(schema(with_rules(bounded, "false")), {"n": 5}) == ["spec.n", "spec"]
 
 
 def test_rules_see_absent_fields_as_absent_and_values_by_their_type() -> None:

@@ -86,8 +86,12 @@ class RuleBook:
         if node.items is not None:
             self._compile(node.items, is_correlatable=is_correlatable and node.list_type == "map")
 
+    @property
+    def has_rules(self) -> bool:
+        return bool(self._rules)
+
     def errors(self, value: Any, old: Any = ABSENT) -> list[FieldError]:
-        """The broken rules of a valid object, outer rules first.
+        """The broken rules of an object with values of the right types, outer rules first.
 
         `old` is what is stored, ABSENT when the object is being created.
         """

@@ -55,8 +55,8 @@ class Deletion:
         Raises: StatusError 409: a precondition does not hold; 403: an immortal namespace.
         """
         target = self._target(row)
-        _check_preconditions(row, options, target)
         obj = row.decode()
+        _check_preconditions(row, obj["kind"], options)
         if row.resource == "namespaces":
             return self._delete_namespace(tx, row, obj, target)
         metadata = obj["metadata"]
@@ -202,16 +202,11 @@ def _blocking(tx: Transaction, owner_uid: str) -> bool:
     return False
 
 
-def _check_preconditions(row: Row, options: DeleteOptions, target: status.Target) -> None:
+def _check_preconditions(row: Row, kind: str, options: DeleteOptions) -> None:
+    group = row.resource.partition(".")[2]
     if options.uid and options.uid != row.uid:
-        raise status.conflict(
-            target,
-            f"Precondition failed: UID in precondition: {options.uid}, UID in object meta: "
-            f"{row.uid}",
-        )
-    if options.resource_version and options.resource_version != str(row.resource_version):
-        raise status.conflict(
-            target,
-            "Precondition failed: ResourceVersion in precondition: "
-            f"{options.resource_version}, ResourceVersion in object meta: {row.resource_version}",
-        )
+        raise status.another_uid(group, kind, row.name, wanted=options.uid, found=row.uid)
+    found = str(row.resource_version)
+    if options.resource_version and options.resource_version != found:
+        wanted = options.resource_version
+        raise status.another_version(group, kind, row.name, wanted=wanted, found=found)

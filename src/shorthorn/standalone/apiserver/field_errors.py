@@ -18,6 +18,8 @@ DUPLICATE = "FieldValueDuplicate"
 TYPE_INVALID = "FieldValueTypeInvalid"
 TOO_LONG = "FieldValueTooLong"
 TOO_MANY = "FieldValueTooMany"
+#: An object with one of these is not shown to CEL rules; with any other error it is.
+BLOCKING = frozenset({TYPE_INVALID, REQUIRED, NOT_SUPPORTED, TOO_LONG, TOO_MANY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,15 @@ class FieldError:
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
+
+
+#: What stands beside such an error, in a real API server's words: Go's nil is the field.
+RULES_UNCHECKED = FieldError(
+    "<nil>",
+    INVALID,
+    "Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation",
+)
 
 
 class InvalidObject(Exception):

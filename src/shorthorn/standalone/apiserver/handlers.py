@@ -83,6 +83,8 @@ class Handlers:
             verbs = self._collection_verbs(kind, path)
         serve = verbs.get(request.method)
         if serve is None:
+            if not (kind.is_core or path.name or path.namespace) and kind.namespaced:
+                raise status.no_such_resource()  # a custom resource over all namespaces
             raise status.method_not_allowed(target)
         warning = kind.versions[path.version].warning
         headers = Warnings([warning] if warning else [])

@@ -205,7 +205,11 @@ def parse_kind(crd: Mapping[str, Any]) -> Kind:
         storage_version=stored["name"],
         versions=versions,
         selectable_fields=_selectable_fields(stored, group, names["plural"]),
-        schema=Schema.compile(versions[stored["name"]].openapi, name=names["kind"]),
+        schema=Schema.compile(
+            versions[stored["name"]].openapi,
+            name=names["kind"],
+            is_core=group in _CORE_GROUPS,
+        ),
     )
 
 

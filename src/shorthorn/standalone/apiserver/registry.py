@@ -130,15 +130,7 @@ class Registry:
     def _converted(self, write: Write, body: Mapping[str, Any]) -> dict[str, Any]:
         """Check type and identity of what a caller sent; return a copy in the stored version."""
         kind, expected = write.kind, write.kind.api_version(write.version)
-        if body.get("kind", kind.kind) != kind.kind:
-            raise status.bad_request(
-                f'{body["kind"]} in version "{write.version}" cannot be handled as a {kind.kind}'
-            )
-        if body.get("apiVersion", expected) != expected:
-            raise status.bad_request(
-                f"the API version in the data ({body['apiVersion']}) does not match the expected "
-                f"API version ({expected})"
-            )
+        _check_type(kind, body, write.version, expected)
         # `metadata:` with nothing below it is null; what follows is the schema's to judge.
         metadata = body.get("metadata") if body.get("metadata") is not None else {}
         problem = meta.find_malformed(metadata)
@@ -280,6 +272,31 @@ class Registry:
     def _release_later(self, tx: Transaction, owner_uid: str) -> None:
         """Look after the commit whether an owner has waited for this object only."""
         tx.run_later(lambda later: self.deletion.release_waiting(later, owner_uid))
+
+
+def _check_type(kind: Kind, body: Mapping[str, Any], version: str, expected: str) -> None:
+    """Refuse an object of another type. Core objects need not say theirs, custom resources must."""
+    found = body.get("kind") or (kind.kind if kind.is_core else None)
+    if found is None:
+        raise status.bad_request(
+            f"the object provided is unrecognized (must be of type {kind.kind}): "
+            "Object 'Kind' is missing"
+        )
+    api_version = body.get("apiVersion") or (expected if kind.is_core else "")
+    if api_version != expected:
+        raise status.bad_request(
+            f"the API version in the data ({api_version}) does not match the expected "
+            f"API version ({expected})"
+        )
+    if found == kind.kind:
+        return
+    if kind.is_core:
+        problem = f'{found} in version "{version}" cannot be handled as a {kind.kind}'
+        raise status.bad_request(problem)
+    error = invalid("kind", found, f"must be {kind.kind}")
+    metadata = body.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    raise status.invalid(kind.group, str(found), str(name or ""), [error])
 
 
 def _desired(kind: Kind, obj: dict[str, Any]) -> dict[str, Any]:

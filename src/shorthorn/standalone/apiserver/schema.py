@@ -13,6 +13,8 @@ from typing import Any
 from shorthorn.standalone.apiserver import objectmeta, structural
 from shorthorn.standalone.apiserver.cel_rules import ABSENT, RuleBook
 from shorthorn.standalone.apiserver.field_errors import (
+    BLOCKING,
+    RULES_UNCHECKED,
     TYPE_INVALID,
     FieldError,
     InvalidObject,
@@ -31,21 +33,24 @@ __all__ = ["FieldError", "InvalidObject", "Schema", "SchemaUnsupported", "Unknow
 class Schema:
     """A compiled structural schema with apiextensions v1 semantics."""
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: Node, *, is_core: bool) -> None:
         self._root = root
+        self._is_core = is_core
         self._values = ValueValidator(root)
         self._rules = RuleBook(root)
 
     @classmethod
-    def compile(cls, openapi: Mapping[str, Any], *, name: str) -> Schema:
+    def compile(cls, openapi: Mapping[str, Any], *, name: str, is_core: bool = False) -> Schema:
         """Compile the `openAPIV3Schema` of one version of a kind; `name` is for messages.
 
+        Args:   is_core: a real API server has the kind compiled in and knows no CEL rules of it;
+                ours are judged when all else is right, and nothing is said of them otherwise.
         Raises: SchemaUnsupported: not structural, or something in it cannot be evaluated.
         """
         try:
             root = structural.compile_node(openapi, "", is_resource=True)
             _demand_valid_defaults(root)
-            return cls(root)
+            return cls(root, is_core=is_core)
         except SchemaUnsupported as exc:
             raise SchemaUnsupported(f"schema of {name}: {exc}") from exc
 
@@ -55,7 +60,7 @@ class Schema:
         Args:   old: the stored object when this is an update; transition rules see it.
         Raises: UnknownFields: fields that the schema does not have, all of them.
                 InvalidObject: values that it refuses. CEL rules are judged only when
-                types, values and metadata are right, as they rely on them.
+                types are right and nothing is missing, as they rely on that.
         State:  neither argument is changed; may be called from any thread.
         """
         try:
@@ -70,10 +75,13 @@ class Schema:
         errors = self._values.errors(result)
         if not any(error.reason == TYPE_INVALID for error in errors):
             errors = [*_metadata_errors(result, self._root, ""), *errors]
-        if not errors:
+        is_blocked = any(error.reason in BLOCKING for error in errors)
+        if not errors or not (is_blocked or self._is_core):
             before = ABSENT if old is None else structural.complete(old, self._root)
-            errors = self._rules.errors(result, before)
+            errors = [*errors, *self._rules.errors(result, before)]
         if errors:
+            if is_blocked and self._rules.has_rules and not self._is_core:
+                errors = [*errors, RULES_UNCHECKED]
             raise InvalidObject(errors)
         return result
 

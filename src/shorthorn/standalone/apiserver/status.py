@@ -134,6 +134,24 @@ def modified(target: Target) -> StatusError:
     )
 
 
+def another_uid(group: str, kind: str, name: str, *, wanted: str, found: str) -> StatusError:
+    """409: a deletion means another object of that name. Names the kind, not the resource."""
+    problem = (
+        f"the UID in the precondition ({wanted}) does not match the UID in record ({found}). "
+        "The object might have been deleted and then recreated"
+    )
+    return conflict(Target(group, kind, name), problem)
+
+
+def another_version(group: str, kind: str, name: str, *, wanted: str, found: str) -> StatusError:
+    """409: a deletion means an older state of the object. Names the kind, not the resource."""
+    problem = (
+        f"the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion "
+        f"in record ({found}). The object might have been modified"
+    )
+    return conflict(Target(group, kind, name), problem)
+
+
 def invalid(group: str, kind: str, name: str, causes: Sequence[FieldError]) -> StatusError:
     """422: the object does not satisfy its schema or a rule; every cause is listed."""
     texts = [str(cause) for cause in causes]
