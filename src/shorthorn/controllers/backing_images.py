@@ -20,6 +20,7 @@ from shorthorn.controllers.finalizers import hold, release
 from shorthorn.domain import copies as plans
 from shorthorn.domain import image_status, names
 from shorthorn.domain.copies import CopyStep, CreateCopy, DropWish, Refuse, RemoveCopy, Wait
+from shorthorn.domain.copy_scene import is_alive
 from shorthorn.domain.labels import IMAGE_LABEL, copy_labels, image_selector
 from shorthorn.domain.models import (
     BackingImage,
@@ -97,7 +98,7 @@ class BackingImageReconciler:
         pool = self._pools.find_cached(pool_name)
         told: Hashable = None
         if pool is not None:
-            told = (pool.meta.uid, plans.is_alive(pool), pool.spec)
+            told = (pool.meta.uid, is_alive(pool), pool.spec)
         if self._told_of_pool.get(pool_name) == told:
             return ()
         if pool is None:
@@ -145,7 +146,7 @@ class BackingImageReconciler:
         """Tell what is there, then carry out what the plan says."""
         now = self._clock()
         pools, volumes = await self._list_pools(), await self._list_volumes(image, copies)
-        alive = {pool.spec.pool_uuid for pool in pools if plans.is_alive(pool)}
+        alive = {pool.spec.pool_uuid for pool in pools if is_alive(pool)}
         gathered = image_status.gather(image, copies, alive, now)
         references = plans.last_references(image, copies, volumes, now)
         seen = dataclasses.replace(

@@ -20,14 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import Final
 
+from shorthorn.domain.copy_scene import Scene, was_ready, wishes
 from shorthorn.domain.models import (
     BackingImage,
     CopyState,
     ImageCopy,
-    ImageFormat,
     Pool,
     SourceType,
     Volume,
@@ -44,7 +43,6 @@ SYNCS_MAX: Final = 3
 """Most copies of one image that move at once; Longhorn sends a file at most three times at once."""
 
 _SUPPORTED = (SourceType.DOWNLOAD, SourceType.EXPORT_FROM_VOLUME)
-_FAILED = (CopyState.FAILED, CopyState.FAILED_AND_CLEANUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,39 +100,12 @@ def plan_copies(
     Args: copies: all of this image, also those that are being deleted. volumes: at least the one
         that an export comes from and, where there are several copies, all made from the image.
     """
-    scene = _Scene(image, copies, pools, volumes, now)
+    scene = Scene(image, copies, pools, volumes, now)
     if not scene.live:
         return _begin(scene)
     if not scene.ready:
         return _recover(scene)
     return (*_removals(scene), *_additions(scene))
-
-
-def is_alive(pool: Pool) -> bool:
-    """Whether the pool's node reports and the pool can be used."""
-    if pool.meta.deleting:
-        return False
-    return all(c.is_true for c in pool.status.conditions if c.type == "Ready")
-
-
-def room_needed(image: BackingImage) -> int:
-    """Return the bytes that one more copy takes; 0 where that is not known yet."""
-    status = image.status
-    if status.format == ImageFormat.QCOW2:
-        return status.real_size_bytes + status.size_bytes
-    return status.real_size_bytes
-
-
-def was_ready(image: BackingImage) -> bool:
-    """Whether a complete copy has ever been reported: sizes are known from then on."""
-    return image.status.size_bytes > 0
-
-
-def wishes(image: BackingImage) -> frozenset[str]:
-    """Return the UUIDs of the pools on which spec.diskFileSpecMap asks for a copy."""
-    return frozenset(
-        uuid for uuid, entry in image.spec.disk_file_spec.items() if not entry.eviction_requested
-    )
 
 
 def last_references(
@@ -155,115 +126,10 @@ def last_references(
     return {uuid: known.get(uuid, now) for uuid in sorted(noted - used)}
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """What is seen, sorted by what it means for the plan."""
-
-    image: BackingImage
-    copies: Sequence[ImageCopy]
-    pools: Sequence[Pool]
-    volumes: Sequence[Volume]
-    now: datetime
-
-    @cached_property
-    def alive(self) -> Mapping[str, Pool]:
-        return {pool.spec.pool_uuid: pool for pool in self.pools if is_alive(pool)}
-
-    @cached_property
-    def live(self) -> Sequence[ImageCopy]:
-        """Copies that nobody deletes, also of silent nodes."""
-        return [copy for copy in self.copies if not copy.meta.deleting]
-
-    @cached_property
-    def here(self) -> Sequence[ImageCopy]:
-        """Live copies whose pools are there."""
-        return [copy for copy in self.live if copy.spec.pool_uuid in self.alive]
-
-    @cached_property
-    def ready(self) -> Sequence[ImageCopy]:
-        return [copy for copy in self.here if copy.status.state is CopyState.READY]
-
-    @cached_property
-    def failed(self) -> Sequence[ImageCopy]:
-        return [copy for copy in self.here if copy.status.state in _FAILED]
-
-    @cached_property
-    def moving(self) -> Sequence[ImageCopy]:
-        still = (CopyState.READY, *_FAILED)
-        return [copy for copy in self.here if copy.status.state not in still]
-
-    @cached_property
-    def staying(self) -> Sequence[ImageCopy]:
-        """Ready copies that are not to leave their pools."""
-        return [copy for copy in self.ready if not self.is_evicted(copy.spec.pool_uuid)]
-
-    @cached_property
-    def proper(self) -> Sequence[ImageCopy]:
-        """Staying copies that the floor counts: not an export's, which had to be made beside its
-        volume, where that is on a pool without the tags asked for.
-        """
-        return [copy for copy in self.staying if self._is_proper(copy)]
-
-    def _is_proper(self, copy: ImageCopy) -> bool:
-        if copy.spec.source_type != SourceType.EXPORT_FROM_VOLUME:
-            return True
-        pool_uuid = copy.spec.pool_uuid
-        return pool_uuid in wishes(self.image) or self.has_tags(self.alive[pool_uuid])
-
-    def has_tags(self, pool: Pool) -> bool:
-        spec = self.image.spec
-        return set(spec.disk_selector) <= set(pool.spec.tags) and set(spec.node_selector) <= set(
-            pool.spec.node_tags
-        )
-
-    @property
-    def floor(self) -> int:
-        return max(1, self.image.spec.min_number_of_copies)
-
-    def is_evicted(self, pool_uuid: str) -> bool:
-        entry = self.image.spec.disk_file_spec.get(pool_uuid)
-        if entry is not None and entry.eviction_requested:
-            return True
-        pool = self.alive.get(pool_uuid)
-        return pool is not None and pool.spec.eviction_requested
-
-    def fitting(self) -> list[Pool]:
-        """Return the pools on which one more copy may be put, best first: those on nodes that have
-        fewest copies, then those with the most room.
-        """
-        taken = {copy.spec.pool_uuid for copy in self.copies}
-        nodes = [copy.spec.node_id for copy in self.here]
-        found = [
-            pool
-            for uuid, pool in self.alive.items()
-            if uuid not in taken
-            and not self.is_evicted(uuid)
-            and self.has_tags(pool)
-            and pool.status.available_bytes >= room_needed(self.image)
-        ]
-        return sorted(
-            found,
-            key=lambda pool: (
-                nodes.count(pool.spec.node_id),
-                -pool.status.available_bytes,
-                pool.meta.name,
-            ),
-        )
-
-    def is_being_cloned(self, copy: ImageCopy) -> bool:
-        """Whether a volume is being made from the copy at this moment."""
-        return any(
-            volume.status.state is VolumeState.PENDING
-            and volume.spec.source.image == self.image.meta.name
-            and volume.spec.pool_uuid == copy.spec.pool_uuid
-            for volume in self.volumes
-        )
-
-
 # --- without a ready copy
 
 
-def _begin(scene: _Scene) -> tuple[CopyStep, ...]:
+def _begin(scene: Scene) -> tuple[CopyStep, ...]:
     """Plan an image of which there is no copy."""
     image = scene.image
     if scene.copies:
@@ -281,7 +147,7 @@ def _begin(scene: _Scene) -> tuple[CopyStep, ...]:
     return _begin_download(scene)
 
 
-def _begin_download(scene: _Scene) -> tuple[CopyStep, ...]:
+def _begin_download(scene: Scene) -> tuple[CopyStep, ...]:
     asked_for = [
         pool
         for uuid, pool in scene.alive.items()
@@ -293,7 +159,7 @@ def _begin_download(scene: _Scene) -> tuple[CopyStep, ...]:
     return (CreateCopy(found[0], scene.image.spec.source_type),)
 
 
-def _begin_export(scene: _Scene) -> tuple[CopyStep, ...]:
+def _begin_export(scene: Scene) -> tuple[CopyStep, ...]:
     """An export stays in the pool of its volume: extents are shared only within a file system."""
     volume_id = scene.image.spec.source_parameters.get("volume-name", "")
     volume = next((v for v in scene.volumes if v.meta.name == volume_id), None)
@@ -307,7 +173,7 @@ def _begin_export(scene: _Scene) -> tuple[CopyStep, ...]:
     return (CreateCopy(pool, scene.image.spec.source_type),)
 
 
-def _recover(scene: _Scene) -> tuple[CopyStep, ...]:
+def _recover(scene: Scene) -> tuple[CopyStep, ...]:
     """Plan an image that has copies and no ready one."""
     if scene.moving:
         return ()
@@ -321,7 +187,7 @@ def _recover(scene: _Scene) -> tuple[CopyStep, ...]:
     return tuple(RemoveCopy(c.meta.name, "it is downloaded again") for c in scene.failed)
 
 
-def _fetch_again(scene: _Scene) -> tuple[CopyStep, ...]:
+def _fetch_again(scene: Scene) -> tuple[CopyStep, ...]:
     wait = _recovery_wait(scene)
     if wait is None:
         return ()
@@ -330,7 +196,7 @@ def _fetch_again(scene: _Scene) -> tuple[CopyStep, ...]:
     return _begin_download(scene)
 
 
-def _recovery_wait(scene: _Scene) -> Wait | None:
+def _recovery_wait(scene: Scene) -> Wait | None:
     """Return until when a lost image waits for its next download; None: it stays failed.
 
     Only a download can be had again, and only one that has been ready is: what failed before says
@@ -345,7 +211,7 @@ def _recovery_wait(scene: _Scene) -> Wait | None:
     return Wait("Recovering", "it will be downloaded again", until)
 
 
-def _why_nowhere(scene: _Scene) -> str:
+def _why_nowhere(scene: Scene) -> str:
     if not scene.alive:
         return "no pool is ready"
     if scene.image.spec.node_selector or scene.image.spec.disk_selector:
@@ -356,7 +222,7 @@ def _why_nowhere(scene: _Scene) -> str:
 # --- with at least one ready copy
 
 
-def _removals(scene: _Scene) -> list[CopyStep]:
+def _removals(scene: Scene) -> list[CopyStep]:
     steps: list[CopyStep] = []
     for copy in scene.failed:
         until = (copy.status.changed_at or scene.now) + RECOVERY_WAIT
@@ -367,7 +233,7 @@ def _removals(scene: _Scene) -> list[CopyStep]:
     return [*steps, *_evictions(scene), *_unused(scene)]
 
 
-def _evictions(scene: _Scene) -> list[CopyStep]:
+def _evictions(scene: Scene) -> list[CopyStep]:
     """Remove copies that have to leave, once others are ready. As many as the floor asks for where
     they can be had; one where there is no further pool.
     """
@@ -387,7 +253,7 @@ def _evictions(scene: _Scene) -> list[CopyStep]:
     ]
 
 
-def _unused(scene: _Scene) -> list[CopyStep]:
+def _unused(scene: Scene) -> list[CopyStep]:
     """Remove one copy above the floor that was not used for long; on doubly used nodes first."""
     spare = [copy for copy in scene.staying if copy not in scene.proper]
     spare += scene.proper if len(scene.proper) > scene.floor else []
@@ -410,7 +276,7 @@ def _unused(scene: _Scene) -> list[CopyStep]:
     return [Wait("Unused", "a copy above the minimum is not used", until)]
 
 
-def _idle_since(scene: _Scene, copy: ImageCopy) -> datetime | None:
+def _idle_since(scene: Scene, copy: ImageCopy) -> datetime | None:
     """Return since when nobody uses a copy, at the earliest since it is ready; None: it is used."""
     since = scene.image.status.disk_last_ref_at.get(copy.spec.pool_uuid)
     if since is None or scene.is_being_cloned(copy):
@@ -418,7 +284,7 @@ def _idle_since(scene: _Scene, copy: ImageCopy) -> datetime | None:
     return max(since, copy.status.changed_at or since)
 
 
-def _additions(scene: _Scene) -> list[CopyStep]:
+def _additions(scene: Scene) -> list[CopyStep]:
     wanted, lacking = _wanted_pools(scene)
     waits: list[CopyStep] = [] if lacking is None else [lacking]
     if not wanted:
@@ -431,7 +297,7 @@ def _additions(scene: _Scene) -> list[CopyStep]:
     return [*(CreateCopy(pool, SourceType.SYNC) for pool in wanted[:turns]), *waits]
 
 
-def _wanted_pools(scene: _Scene) -> tuple[list[Pool], Wait | None]:
+def _wanted_pools(scene: Scene) -> tuple[list[Pool], Wait | None]:
     """Return the pools that should get a copy, in order, and what is lacking beyond them."""
     taken = {copy.spec.pool_uuid for copy in scene.copies}
     wanted = [

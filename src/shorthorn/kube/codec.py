@@ -78,7 +78,10 @@ def merge(stored: Any, before: Any, after: Any) -> Any:
         return stored if before == after else after
     merged = {key: value for key, value in stored.items() if key in after or key not in before}
     for key, value in after.items():
-        merged[key] = merge(stored[key], before.get(key), value) if key in stored else value
+        if key in stored:
+            merged[key] = merge(stored[key], before.get(key), value)
+        elif key not in before or before[key] != value:  # else a default that nobody wrote
+            merged[key] = value
     return merged
 
 

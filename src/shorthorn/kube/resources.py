@@ -71,6 +71,7 @@ class Kind(Generic[Domain]):
         if stored is None:
             return wanted
         merged: dict[str, Any] = codec.merge(stored, self._known(self.from_object(stored)), wanted)
+        merged["status"] = {**wanted["status"], **merged.get("status", {})}  # zeros are said
         return merged
 
     def _known(self, value: Domain) -> dict[str, Any]:
