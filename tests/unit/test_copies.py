@@ -72,9 +72,13 @@ def deleting(obj):
     return dataclasses.replace(obj, meta=dataclasses.replace(obj.meta, deleting=True))
 
 
-def image(floor=1, *, source="download", parameters=None, files=None, **spec):
+def image(floor=1, *, source="download", parameters=None, files=None, **selectors):
     spec = BackingImageSpec(
-        source, parameters or {}, min_number_of_copies=floor, disk_file_spec=files or {}, **spec
+        source,
+        parameters or {},
+        min_number_of_copies=floor,
+        disk_file_spec=files or {},
+        **selectors,
     )
     return BackingImage(Meta("i"), spec)
 

@@ -3,6 +3,9 @@
 Owns: reconciling ImageCopy. Long work runs in `Transfers`; a reconcile starts it, writes down how
 far it is, and takes its end. Must never: gather states of several copies
 (`controllers.backing_images` does). Run on the node of the pool.
+
+A copy of source type `sync` comes from whichever pool has one that is ready. Who that is, is looked
+up at the start of every try: copies and pools of other nodes are not in this node's watches.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
+from shorthorn.controllers.peers import peers_with_image
 from shorthorn.controllers.transfers import Transfers
 from shorthorn.domain import errors, planning
 from shorthorn.domain.models import (
@@ -26,10 +30,18 @@ from shorthorn.domain.models import (
     ImageFormat,
     ImageKey,
     ImageRecord,
+    Pool,
     SourceType,
 )
 from shorthorn.domain.planning import Step
-from shorthorn.domain.ports import Checksummer, Engine, ImageFetcher, Registry, ReportProgress
+from shorthorn.domain.ports import (
+    Checksummer,
+    Engine,
+    ImageFetcher,
+    PeerSource,
+    Registry,
+    ReportProgress,
+)
 from shorthorn.kit.keyed import KeyedLocks
 
 log = logging.getLogger(__name__)
@@ -38,7 +50,11 @@ _FULL_PERCENT = 100
 
 
 class ImageCopyReconciler:
-    """One ImageCopy at a time; `enqueue` is the controller's, so that transfers can wake it."""
+    """One ImageCopy at a time; `enqueue` is the controller's, so that transfers can wake it.
+
+    `pools` and `peers`: where copies of source type sync come from; without them, on one host, none
+    can be made.
+    """
 
     def __init__(
         self,
@@ -48,8 +64,13 @@ class ImageCopyReconciler:
         checksummer: Checksummer,
         locks: KeyedLocks[str],
         enqueue: Callable[[str], None],
+        *,
+        pools: Registry[Pool] | None = None,
+        peers: PeerSource | None = None,
     ) -> None:
         self._copies = copies
+        self._pools = pools
+        self._peers = peers
         self._engine = engine
         self._fetcher = fetcher
         self._checksummer = checksummer
@@ -137,6 +158,8 @@ class ImageCopyReconciler:
         key = _key(copy)
         if copy.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
             return await self._engine.finish_export(key, report)
+        if copy.spec.source_type == SourceType.SYNC:
+            return await self._sync(copy, report)
         if copy.spec.source_type != SourceType.DOWNLOAD:
             raise errors.ImageFailed(
                 key.name, f"source type {copy.spec.source_type} is not supported"
@@ -146,6 +169,21 @@ class ImageCopyReconciler:
             key, copy.spec.source_parameters, copy.spec.expected_checksum, staging, report
         )
         return await self._engine.commit_image(record)
+
+    async def _sync(self, copy: ImageCopy, report: ReportProgress) -> ImageRecord:
+        """Bring the image from a peer. Raises Unavailable while none has it: tried again."""
+        key = _key(copy)
+        if self._peers is None or self._pools is None:
+            raise errors.ImageFailed(key.name, "this node gets nothing from peers")
+        peers = await peers_with_image(self._copies, self._pools, copy)
+        if not peers:
+            raise errors.Unavailable("peers", "no node with a ready copy of the image is there")
+        staging = await self._engine.staging_dir(key)
+        expected = copy.spec.expected_checksum
+        record = await self._peers.fetch_image(key, peers, expected, staging, report)
+        if expected not in ("", record.checksum):
+            raise errors.ChecksumMismatch(key.name, expected, record.checksum)
+        return await self._engine.commit_image(dataclasses.replace(record, key=key))
 
     def _start_hash(self, copy: ImageCopy, record: ImageRecord) -> None:
         async def work(report: ReportProgress) -> ImageRecord:
