@@ -10,7 +10,6 @@ up at the start of every try: copies and pools of other nodes are not in this no
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
 from shorthorn.controllers.peers import peers_with_image
-from shorthorn.controllers.transfers import Transfers
+from shorthorn.controllers.retries import Retries
+from shorthorn.controllers.transfers import Transfers, failure_of
 from shorthorn.domain import errors, planning
 from shorthorn.domain.models import (
     CopyState,
@@ -76,7 +76,7 @@ class ImageCopyReconciler:
         self._checksummer = checksummer
         self._locks = locks
         self._transfers: Transfers[ImageRecord] = Transfers(enqueue)
-        self._waits: dict[str, _Wait] = {}
+        self._retries = Retries(lambda failures: back_off_s(failures))
 
     async def close(self) -> None:
         """Stop all transfers; what arrived so far is resumed by the next process."""
@@ -91,11 +91,11 @@ class ImageCopyReconciler:
             return None
         ended = self._transfers.find_ended(name)
         if ended is not None and not copy.meta.deleting:
-            failure = _failure_of(ended)
+            failure = failure_of(ended)
             if failure is not None:
                 return await self._give_up(copy, failure)
             self._transfers.forget(name)
-            self._waits.pop(name, None)
+            self._retries.forget(name)
         record = await self._engine.find_image(_key(copy))
         step = planning.plan_copy(copy, record, is_moving=self._transfers.is_known(name))
         return await self._take(step, copy, record)
@@ -109,8 +109,8 @@ class ImageCopyReconciler:
                 return None
             case Step.CAPTURE:
                 await self._capture(copy)
-            case Step.TRANSFER | Step.HASH if self._wait_s(copy.meta.name) > 0:
-                return self._wait_s(copy.meta.name)
+            case Step.TRANSFER | Step.HASH if self._retries.wait_s(copy.meta.name) > 0:
+                return self._retries.wait_s(copy.meta.name)
             case Step.TRANSFER:
                 await self._start_transfer(copy)
                 return None
@@ -199,7 +199,7 @@ class ImageCopyReconciler:
 
     async def _forget(self, name: str) -> None:
         await self._transfers.cancel(name)
-        self._waits.pop(name, None)
+        self._retries.forget(name)
 
     async def _give_up(self, copy: ImageCopy, exc: BaseException) -> float | None:
         """Say in the status that the transfer failed; return when to try again, None: never.
@@ -220,15 +220,7 @@ class ImageCopyReconciler:
         self._transfers.forget(name)
         if is_final(exc) and not is_ready:
             return None
-        failures = self._waits[name].failures + 1 if name in self._waits else 1
-        delay_s = back_off_s(failures)
-        self._waits[name] = _Wait(failures, asyncio.get_running_loop().time() + delay_s)
-        return delay_s
-
-    def _wait_s(self, name: str) -> float:
-        """Return how long the next transfer has to wait: events come earlier than its time."""
-        wait = self._waits.get(name)
-        return wait.until - asyncio.get_running_loop().time() if wait else 0
+        return self._retries.failed(name)
 
     # what is written down
 
@@ -276,20 +268,6 @@ class ImageCopyReconciler:
         if status.state is not copy.status.state:
             status = dataclasses.replace(status, changed_at=datetime.now(UTC))
         await self._copies.update_status(dataclasses.replace(copy, status=status))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Wait:
-    """After so many failures in a row, nothing before `until` (the loop's time)."""
-
-    failures: int
-    until: float
-
-
-def _failure_of(ended: asyncio.Task[ImageRecord]) -> BaseException | None:
-    if ended.cancelled():
-        return errors.Unavailable("transfer", "it was cancelled")
-    return ended.exception()
 
 
 def _export_format(text: str | None) -> ImageFormat:

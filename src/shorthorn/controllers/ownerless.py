@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shorthorn.controllers.contents import CONTENT
 from shorthorn.domain.models import ImageCopy, Snapshot, Volume
 from shorthorn.domain.ports import Engine, Registry
 
@@ -19,13 +20,19 @@ async def find_ownerless(
     snapshots: Registry[Snapshot],
     copies: Registry[ImageCopy],
 ) -> Sequence[str]:
-    """Return kind and name, as in `volumes/pvc-1`, of committed data without an object."""
+    """Return kind and name, as in `volumes/pvc-1`, of committed data without an object.
+
+    What was brought for a volume that is being made is not such data: its volume uses or removes
+    it.
+    """
     owned = {f"volumes/{volume.meta.name}" for volume in await volumes.list()}
     owned |= {f"snapshots/{snapshot.meta.name}" for snapshot in await snapshots.list()}
     owned |= {f"images/{copy.spec.image}/{copy.spec.image_uuid}" for copy in await copies.list()}
     there = [f"volumes/{record.volume_id}" for record in await engine.list_volumes()]
     there += [f"snapshots/{record.snapshot_id}" for record in await engine.list_snapshots()]
     there += [
-        f"images/{record.key.name}/{record.key.uuid}" for record in await engine.list_images()
+        f"images/{record.key.name}/{record.key.uuid}"
+        for record in await engine.list_images()
+        if record.source.get("type") != CONTENT
     ]
     return [name for name in there if name not in owned]

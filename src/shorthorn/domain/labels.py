@@ -16,6 +16,8 @@ from shorthorn.domain.names import object_name
 
 NODE_LABEL: Final = "shorthorn.io/node"
 IMAGE_LABEL: Final = "shorthorn.io/image"
+CLONE_LABEL: Final = "shorthorn.io/clone"
+"""On a Snapshot that exists only until the volume of that name is cloned from it."""
 
 
 def node_labels(node_id: str) -> dict[str, str]:
