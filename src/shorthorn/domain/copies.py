@@ -288,13 +288,22 @@ def _additions(scene: Scene) -> list[CopyStep]:
     wanted, lacking = _wanted_pools(scene)
     waits: list[CopyStep] = [] if lacking is None else [lacking]
     if not wanted:
-        return waits
+        return waits or _on_their_way(scene)
     if not scene.image.status.checksum:
         return [Wait("Computing", "copies are made when the checksum is known")]
     turns = min(len(scene.ready), SYNCS_MAX) - len([c for c in scene.moving if not c.status.reason])
     if turns <= 0:
         return [Wait("Copying", "copies are made one after another")]
     return [*(CreateCopy(pool, SourceType.SYNC) for pool in wanted[:turns]), *waits]
+
+
+def _on_their_way(scene: Scene) -> list[CopyStep]:
+    ready = {copy.spec.pool_uuid for copy in scene.ready}
+    asked_for = {uuid for uuid in wishes(scene.image) if uuid in scene.alive}
+    if not scene.moving or (len(scene.proper) >= scene.floor and asked_for <= ready):
+        return []
+    message = f"{len(scene.proper)} of {scene.floor} copies are ready, more are on their way"
+    return [Wait("Copying", message)]
 
 
 def _wanted_pools(scene: Scene) -> tuple[list[Pool], Wait | None]:
