@@ -311,10 +311,9 @@ class Cluster:
 
     async def is_clean(self) -> None:
         """Return when nothing is left of what was needed for a while only."""
-        async with asyncio.timeout(10), self.snapshots.subscribe() as changed:
-            while any(left.startswith("snapshot") for left in self.leftovers()):
-                await anext(changed)
-        assert self.leftovers() == []
+        async with asyncio.timeout(10):
+            while self.leftovers():
+                await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
