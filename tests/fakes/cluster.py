@@ -312,7 +312,9 @@ class Cluster:
     async def is_clean(self) -> None:
         """Return when nothing is left of what was needed for a while only."""
         async with asyncio.timeout(10):
-            while self.leftovers():
+            while True:
+                if not self.leftovers():
+                    return
                 await asyncio.sleep(0)
 
 

@@ -29,6 +29,10 @@ CONTENT = "content-of-volume"
 """Source type in the image.json of such an image; no image of a user has it."""
 
 
+_FETCHES_MAX = 5
+"""Most sources that come to this node at once; the same bound as for copies of images."""
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """How far a volume's source is. `key`: the image it was brought into, None where it is in this
@@ -62,6 +66,7 @@ class ContentFetcher:
         self._peers = peers
         self._transfers: Transfers[ImageRecord] = Transfers(enqueue)
         self._retries = Retries(lambda failures: back_off_s(failures))
+        self._turns = asyncio.Semaphore(_FETCHES_MAX)
         self._keys: dict[str, ImageKey] = {}
         self._sweeping = asyncio.Lock()
         self._is_swept = False
@@ -184,11 +189,14 @@ class ContentFetcher:
         self, volume: Volume, snapshot: Snapshot, report: ReportProgress
     ) -> ImageRecord:
         key, spec = content_key(volume), snapshot.spec
-        peer = await find_peer(self._pools, spec.pool_uuid)
-        if peer is None:
-            raise errors.Unavailable(f"node {spec.node_id}", "it has the source, and is away")
-        staging = await self._engine.staging_dir(key)
-        record = await self._peers.fetch_snapshot(snapshot.meta.name, [peer], key, staging, report)
+        async with self._turns:
+            peer = await find_peer(self._pools, spec.pool_uuid)
+            if peer is None:
+                raise errors.Unavailable(f"node {spec.node_id}", "it has the source, and is away")
+            staging = await self._engine.staging_dir(key)
+            record = await self._peers.fetch_snapshot(
+                snapshot.meta.name, [peer], key, staging, report
+            )
         source = {"type": CONTENT, "volume": volume.meta.name}
         return await self._engine.commit_image(dataclasses.replace(record, key=key, source=source))
 

@@ -10,6 +10,7 @@ up at the start of every try: copies and pools of other nodes are not in this no
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -47,6 +48,9 @@ from shorthorn.kit.keyed import KeyedLocks
 log = logging.getLogger(__name__)
 
 _FULL_PERCENT = 100
+_SYNCS_MAX = 5
+"""Most copies that come to this node from peers at once; Longhorn's
+concurrent-backing-image-replenish-per-node-limit."""
 
 
 class ImageCopyReconciler:
@@ -76,6 +80,7 @@ class ImageCopyReconciler:
         self._checksummer = checksummer
         self._locks = locks
         self._transfers: Transfers[ImageRecord] = Transfers(enqueue)
+        self._turns = asyncio.Semaphore(_SYNCS_MAX)
         self._retries = Retries(lambda failures: back_off_s(failures))
 
     async def close(self) -> None:
@@ -172,15 +177,15 @@ class ImageCopyReconciler:
 
     async def _sync(self, copy: ImageCopy, report: ReportProgress) -> ImageRecord:
         """Bring the image from a peer. Raises Unavailable while none has it: tried again."""
-        key = _key(copy)
+        key, expected = _key(copy), copy.spec.expected_checksum
         if self._peers is None or self._pools is None:
             raise errors.ImageFailed(key.name, "this node gets nothing from peers")
-        peers = await peers_with_image(self._copies, self._pools, copy)
-        if not peers:
-            raise errors.Unavailable("peers", "no node with a ready copy of the image is there")
-        staging = await self._engine.staging_dir(key)
-        expected = copy.spec.expected_checksum
-        record = await self._peers.fetch_image(key, peers, expected, staging, report)
+        async with self._turns:
+            peers = await peers_with_image(self._copies, self._pools, copy)
+            if not peers:
+                raise errors.Unavailable("peers", "no node with a ready copy of the image is there")
+            staging = await self._engine.staging_dir(key)
+            record = await self._peers.fetch_image(key, peers, expected, staging, report)
         if expected not in ("", record.checksum):
             raise errors.ChecksumMismatch(key.name, expected, record.checksum)
         return await self._engine.commit_image(dataclasses.replace(record, key=key))

@@ -246,11 +246,17 @@ def _evictions(scene: Scene) -> list[CopyStep]:
     )
     if is_coming:
         return []
-    return [
-        RemoveCopy(copy.meta.name, "it is evicted")
-        for copy in leaving
-        if not scene.is_being_cloned(copy)
-    ]
+    steps: list[CopyStep] = []
+    for copy in leaving:
+        if not scene.is_being_cloned(copy):
+            steps += [*_wish_of(scene, copy), RemoveCopy(copy.meta.name, "it is evicted")]
+    return steps
+
+
+def _wish_of(scene: Scene, copy: ImageCopy) -> list[CopyStep]:
+    """A copy that goes is wished for no more, or it would come back."""
+    pool_uuid = copy.spec.pool_uuid
+    return [DropWish(pool_uuid)] if pool_uuid in wishes(scene.image) else []
 
 
 def _unused(scene: Scene) -> list[CopyStep]:
@@ -268,8 +274,7 @@ def _unused(scene: Scene) -> list[CopyStep]:
         if since + CLEANUP_WAIT > scene.now:
             continue
         remove = RemoveCopy(copy.meta.name, "nobody used it for an hour")
-        wish = [DropWish(u) for u in wishes(scene.image) if u == copy.spec.pool_uuid]
-        return [*wish, remove]
+        return [*_wish_of(scene, copy), remove]
     if not idle:
         return []
     until = min(since for since, _ in idle) + CLEANUP_WAIT

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from shorthorn.domain.copy_scene import was_ready
 from shorthorn.domain.errors import (
     AlreadyExists,
     Conflict,
@@ -426,7 +427,7 @@ def _check_same_export(image: BackingImage, request: ImageRequest) -> None:
 
 def _can_be_replaced(image: BackingImage) -> bool:
     """Whether it failed before it was ever ready, so that nobody can have built on it."""
-    return image.failure is not None and not image.is_ready and not ready_pools(image)
+    return image.failure is not None and not image.is_ready and not was_ready(image)
 
 
 def _obstacle(image: BackingImage) -> Condition | None:
