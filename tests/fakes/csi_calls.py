@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -12,7 +12,9 @@ from shorthorn.csi.node import Node
 from shorthorn.csi.proto import csi_pb2
 
 if TYPE_CHECKING:
-    from tests.fakes.world import World
+    from shorthorn.services.node import NodeService
+    from shorthorn.services.snapshots import SnapshotService
+    from shorthorn.services.volumes import VolumeService
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -46,10 +48,18 @@ class Context:
         raise CallFailed(code, text)
 
 
+class Services(Protocol):
+    """What is called: a world's, or a cluster's."""
+
+    node: NodeService
+    snapshot_service: SnapshotService
+    volume_service: VolumeService
+
+
 class Caller:
     """Calls by the RPC's name. `deadline_s` is the caller's; None: it has none."""
 
-    def __init__(self, world: World, *, deadline_s: float | None = 20.0) -> None:
+    def __init__(self, world: Services, *, deadline_s: float | None = 20.0) -> None:
         self.deadline_s = deadline_s
         self._world = world
 
@@ -119,8 +129,9 @@ def create_volume(
     parameters: dict[str, str] | None = None,
     capabilities: list[csi_pb2.VolumeCapability] | None = None,
     requisite: list[str] | None = None,
+    preferred: list[str] | None = None,
 ) -> csi_pb2.CreateVolumeRequest:
-    """Return a CreateVolumeRequest; `requisite` are node names."""
+    """Return a CreateVolumeRequest; `requisite` and `preferred` are node names."""
     request = csi_pb2.CreateVolumeRequest(name=name, parameters=parameters or {})
     request.capacity_range.required_bytes = size
     request.capacity_range.limit_bytes = limit
@@ -131,5 +142,8 @@ def create_volume(
         request.volume_content_source.volume.volume_id = volume_id
     for node in requisite or []:
         topology = request.accessibility_requirements.requisite.add()
+        topology.segments["topology.shorthorn.io/node"] = node
+    for node in preferred or []:
+        topology = request.accessibility_requirements.preferred.add()
         topology.segments["topology.shorthorn.io/node"] = node
     return request

@@ -52,6 +52,8 @@ class MemoryEngine:
         self.contents: dict[str, str] = {}
         #: Exports that are fixed and not finished: point in time, format, size, content.
         self.fixed: dict[ImageKey, tuple[datetime, ImageFormat, str, int, str]] = {}
+        #: What was put together in staging and waits for its commit.
+        self.staged: dict[ImageKey, str] = {}
         self.used_by: dict[str, str] = {}
         self.faults: dict[str, Exception] = {}
         self.gates: dict[str, asyncio.Event] = {}
@@ -229,10 +231,14 @@ class MemoryEngine:
     async def commit_image(self, record: ImageRecord) -> ImageRecord:
         await self._enter("commit_image", record.key.name)
         made = self._record(
-            record.key, record.format, record.virtual_size_bytes, record.source, None
+            record.key,
+            record.format,
+            record.virtual_size_bytes,
+            record.source,
+            record.point_in_time,
         )
         made = replace(made, checksum=record.checksum)
-        self.contents[made.base_path] = f"image {record.key.name}"
+        self.contents[made.base_path] = self.staged.pop(record.key, f"image {record.key.name}")
         self.images[record.key] = made
         return made
 
@@ -261,6 +267,7 @@ class MemoryEngine:
 
     async def discard_staging(self, key: ImageKey) -> None:
         self.fixed.pop(key, None)
+        self.staged.pop(key, None)
 
     async def find_image(self, key: ImageKey) -> ImageRecord | None:
         return self.images.get(key)
@@ -276,6 +283,7 @@ class MemoryEngine:
         await self._enter("delete_image", key.name)
         self.images.pop(key, None)
         self.fixed.pop(key, None)
+        self.staged.pop(key, None)
 
     async def measure_image(self, key: ImageKey) -> FileUsage:
         return self._measure(self.images[key].base_path)

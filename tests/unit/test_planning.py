@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 from shorthorn.domain import planning
 from shorthorn.domain.models import (
-    BackingImage,
-    BackingImageSpec,
     CopyState,
     FormatState,
     ImageCopy,
@@ -23,9 +21,6 @@ from shorthorn.domain.models import (
     ImageKey,
     ImageRecord,
     Meta,
-    Pool,
-    PoolSpec,
-    PoolStatus,
     Snapshot,
     SnapshotRecord,
     SnapshotSpec,
@@ -184,31 +179,3 @@ def test_planning_a_volume_ends_from_every_state(held, deleting, state, wanted, 
     if deleting and held:
         assert volume is None
         assert record is None
-
-
-def _pool(name, available, tags=()):
-    return Pool(Meta(name), PoolSpec("n", name, "/", tags), PoolStatus(available_bytes=available))
-
-
-def _image(source_type, parameters, **spec):
-    return BackingImage(Meta("i"), BackingImageSpec(source_type, parameters, **spec))
-
-
-def test_a_download_goes_where_most_room_is():
-    pools = [_pool("a", 1), _pool("b", 2)]
-    assert planning.place_copy(_image("download", {}), pools, {}).pool is pools[1]
-
-
-def test_selectors_keep_an_image_to_tagged_pools():
-    pools = [_pool("a", 1, ("fast",)), _pool("b", 2)]
-    image = _image("download", {}, disk_selector=("fast",))
-    assert planning.place_copy(image, pools, {}).pool is pools[0]
-    assert planning.place_copy(image, pools[1:], {}).reason == "NoPool"
-
-
-def test_an_export_stays_in_the_pool_of_its_volume():
-    pools = [_pool("q", 5), _pool("p", 1)]
-    image = _image("export-from-volume", {"volume-name": "v"})
-    assert planning.place_copy(image, pools, {"v": READY}).pool is pools[1]
-    assert planning.place_copy(image, pools, {}).reason == "VolumeNotFound"
-    assert planning.place_copy(image, pools, {"v": VOLUME}).reason == "VolumeNotFound"

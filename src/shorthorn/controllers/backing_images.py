@@ -1,25 +1,30 @@
-"""BackingImages: place their copies, gather their states, see to their end.
+"""BackingImages: carry out the plan of their copies, tell their states, see to their end.
 
-Owns: reconciling BackingImage, the only writer of its status. Must never: touch a pool. Run by
-`controllers.controller`.
+Owns: reconciling BackingImage, the only writer of its status. Must never: touch a pool, nor decide
+which copies there should be (`domain.copies` does). Run by `controllers.controller`, in a cluster
+by the controller that leads.
+
+An image is looked at when it, one of its copies, a volume made from it or a pool changes; the three
+`image…_of_…` methods tell whoever follows those kinds which images that are. Times are waited for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, datetime
 
 from shorthorn.controllers.finalizers import hold, release
-from shorthorn.domain import names, planning
-from shorthorn.domain.labels import copy_labels
+from shorthorn.domain import copies as plans
+from shorthorn.domain import image_status, names
+from shorthorn.domain.copies import CopyStep, CreateCopy, DropWish, Refuse, RemoveCopy, Wait
+from shorthorn.domain.copy_scene import is_alive
+from shorthorn.domain.labels import IMAGE_LABEL, copy_labels, image_selector
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageStatus,
-    Condition,
-    CopyState,
-    DiskFileStatus,
     ImageCopy,
     ImageCopySpec,
     Meta,
@@ -30,13 +35,15 @@ from shorthorn.domain.models import (
 from shorthorn.domain.planning import DATA_FINALIZER, IMAGE_FINALIZER
 from shorthorn.domain.ports import Registry
 
-_SUPPORTED = (SourceType.DOWNLOAD, SourceType.EXPORT_FROM_VOLUME)
 _UUID_BYTES = 4
-_PLACEMENT_RETRY_S = 5.0
+_RETRY_S = 5.0
+_RECHECK_S = 300.0
+"""How often an image with several copies is looked at without cause: whether one is not used any
+more. Copies that nobody uses stay an hour, so that a few minutes matter to nobody."""
 
 
 class BackingImageReconciler:
-    """One BackingImage at a time."""
+    """One BackingImage at a time. `clock` tells the time, in UTC."""
 
     def __init__(
         self,
@@ -44,26 +51,75 @@ class BackingImageReconciler:
         copies: Registry[ImageCopy],
         pools: Registry[Pool],
         volumes: Registry[Volume],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._images = images
         self._copies = copies
         self._pools = pools
         self._volumes = volumes
+        self._clock = clock
         self._image_of_copy: dict[str, str] = {}
+        self._image_of_volume: dict[str, str] = {}
+        #: What mattered of each pool when it was last looked at.
+        self._told_of_pool: dict[str, Hashable] = {}
+        #: Images that lack something that another pool could give.
+        self._lacking: set[str] = set()
+        self._adopting = asyncio.Lock()
+        self._has_adopted = False
+
+    # --- which images a change of something else concerns
 
     def image_of_copy(self, copy_name: str) -> str | None:
         """Return the image to look at when a copy changed, also after the copy has gone."""
-        for copy in self._copies.cached():
-            if copy.meta.name == copy_name:
-                self._image_of_copy[copy_name] = copy.spec.image
-                return copy.spec.image
-        return self._image_of_copy.pop(copy_name, None)
+        copy = self._copies.find_cached(copy_name)
+        if copy is None:
+            return self._image_of_copy.pop(copy_name, None)
+        self._image_of_copy[copy_name] = copy.spec.image
+        return copy.spec.image
+
+    def image_of_volume(self, volume_name: str) -> str | None:
+        """Return the image that a volume comes from when the volume is new or gone, else None: what
+        else becomes of it is nothing to the image.
+        """
+        volume = self._volumes.find_cached(volume_name)
+        if volume is None:
+            return self._image_of_volume.pop(volume_name, None)
+        image = volume.spec.source.image
+        if not image or volume_name in self._image_of_volume:
+            return None
+        self._image_of_volume[volume_name] = image
+        return image
+
+    def images_of_pool(self, pool_name: str) -> Sequence[str]:
+        """Return the images to look at when a pool changed in what matters to them: those with a
+        copy there, and those that lack one.
+        """
+        pool = self._pools.find_cached(pool_name)
+        told: Hashable = None
+        if pool is not None:
+            told = (pool.meta.uid, is_alive(pool), pool.spec)
+        if self._told_of_pool.get(pool_name) == told:
+            return ()
+        if pool is None:
+            del self._told_of_pool[pool_name]
+        else:
+            self._told_of_pool[pool_name] = told
+        there = {c.spec.image for c in self._copies.cached() if c.spec.pool_uuid == pool_name}
+        return sorted(there | self._lacking)
+
+    # --- one image
 
     async def reconcile(self, name: str) -> float | None:
+        await self._adopt()
         image = await self._images.find(name)
         if image is None:
+            self._lacking.discard(name)
             return None
-        copies = [copy for copy in await self._copies.list() if copy.spec.image == name]
+        listed = await self._copies.list(labels=image_selector(name))
+        copies = sorted(
+            (copy for copy in listed if copy.spec.image == name), key=lambda c: c.meta.name
+        )
         if image.meta.deleting:
             return await self._delete(image, copies)
         strays = [copy for copy in copies if copy.spec.image_uuid != image.status.uuid]
@@ -76,128 +132,134 @@ class BackingImageReconciler:
         if not image.status.uuid:
             await self._report(image, BackingImageStatus(uuid=secrets.token_hex(_UUID_BYTES)))
             return 0
-        if copies or image.failure:
-            await self._report(image, gather(image, copies))
-            return None
-        return await self._place(image)
+        return await self._keep(image, copies)
 
     async def _delete(self, image: BackingImage, copies: Sequence[ImageCopy]) -> float | None:
         for copy in copies:
             await self._copies.delete(copy.meta.name)
         if not copies and IMAGE_FINALIZER in image.meta.finalizers:
+            self._lacking.discard(image.meta.name)
             await release(self._images, image, IMAGE_FINALIZER)
         return None
 
-    async def _place(self, image: BackingImage) -> float | None:
-        if image.is_ready:
-            # Every copy went without being asked to: the image cannot be made again in silence.
-            await self._report(image, failed(image, "Corrupt", "all copies of the image are gone"))
-            return None
-        if image.spec.source_type not in _SUPPORTED:
-            message = f"source type {image.spec.source_type} is not supported"
-            await self._report(image, failed(image, "UnsupportedSource", message))
-            return None
-        volumes = await self._source_volumes(image)
-        placement = planning.place_copy(image, await self._pools.list(), volumes)
-        if placement.pool is None:
-            if placement.reason == "VolumeNotFound":
-                await self._report(image, failed(image, placement.reason, placement.message))
-                return None
-            await self._report(image, waiting(image, placement.reason, placement.message))
-            return _PLACEMENT_RETRY_S
-        await self._copies.create(_copy_of(image, placement.pool))
-        return None
+    async def _keep(self, image: BackingImage, copies: Sequence[ImageCopy]) -> float | None:
+        """Tell what is there, then carry out what the plan says."""
+        now = self._clock()
+        pools, volumes = await self._list_pools(), await self._list_volumes(image, copies)
+        alive = {pool.spec.pool_uuid for pool in pools if is_alive(pool)}
+        gathered = image_status.gather(image, copies, alive, now)
+        references = plans.last_references(image, copies, volumes, now)
+        seen = dataclasses.replace(
+            image, status=dataclasses.replace(gathered, disk_last_ref_at=references)
+        )
+        steps = plans.plan_copies(seen, copies, pools, volumes, now)
+        image = await self._report(image, _told(seen, steps, now))
+        self._remember(image, steps)
+        for step in steps:
+            image = await self._take(image, step)
+        return _delay_s(image, copies, steps, now)
 
-    async def _source_volumes(self, image: BackingImage) -> Mapping[str, Volume]:
-        volume = await self._volumes.find(image.spec.source_parameters.get("volume-name") or "-")
-        return {} if volume is None else {volume.meta.name: volume}
+    async def _take(self, image: BackingImage, step: CopyStep) -> BackingImage:
+        match step:
+            case CreateCopy(pool, source_type):
+                await self._copies.create(_copy_of(image, pool, source_type))
+            case RemoveCopy(name):
+                await self._copies.delete(name)
+            case DropWish(pool_uuid):
+                left = {u: e for u, e in image.spec.disk_file_spec.items() if u != pool_uuid}
+                spec = dataclasses.replace(image.spec, disk_file_spec=left)
+                return await self._images.update(dataclasses.replace(image, spec=spec))
+            case Refuse() | Wait():
+                pass
+        return image
 
-    async def _report(self, image: BackingImage, status: BackingImageStatus) -> None:
-        if status != image.status:
-            await self._images.update_status(dataclasses.replace(image, status=status))
+    def _remember(self, image: BackingImage, steps: Sequence[CopyStep]) -> None:
+        if any(isinstance(step, Wait) and step.reason == "NoPool" for step in steps):
+            self._lacking.add(image.meta.name)
+        else:
+            self._lacking.discard(image.meta.name)
+
+    async def _list_pools(self) -> Sequence[Pool]:
+        # Before the watch has shown any, there may be some already.
+        return self._pools.cached() or await self._pools.list()
+
+    async def _list_volumes(
+        self, image: BackingImage, copies: Sequence[ImageCopy]
+    ) -> Sequence[Volume]:
+        """Return the volumes that the plan asks about: an export's own while there is no copy, and
+        all made from the image where a copy might go.
+        """
+        if not copies:
+            source = image.spec.source_parameters.get("volume-name") or "-"
+            volume = await self._volumes.find(source)
+            return () if volume is None else (volume,)
+        if len(copies) == 1 and not image.spec.disk_file_spec:
+            return ()
+        name = image.meta.name
+        return [v for v in self._volumes.cached() if v.spec.source.image == name]
+
+    async def _report(self, image: BackingImage, status: BackingImageStatus) -> BackingImage:
+        if status == image.status:
+            return image
+        return await self._images.update_status(dataclasses.replace(image, status=status))
+
+    async def _adopt(self) -> None:
+        """Label, once, the copies that were made before copies had labels."""
+        if self._has_adopted:
+            return
+        async with self._adopting:
+            for known in self._copies.cached():
+                if IMAGE_LABEL in known.meta.labels:
+                    continue
+                copy = await self._copies.find(known.meta.name)
+                if copy is None or IMAGE_LABEL in copy.meta.labels:
+                    continue
+                labels = {**copy.meta.labels, **copy_labels(copy.spec.image, copy.spec.node_id)}
+                meta = dataclasses.replace(copy.meta, labels=labels)
+                await self._copies.update(dataclasses.replace(copy, meta=meta))
+            self._has_adopted = True
 
 
-def _copy_of(image: BackingImage, pool: Pool) -> ImageCopy:
+def _told(image: BackingImage, steps: Sequence[CopyStep], now: datetime) -> BackingImageStatus:
+    """Return the status with what the plan adds to what was seen."""
+    if image.is_ready:
+        for step in steps:
+            if isinstance(step, Refuse):
+                return image_status.failed(image, step.reason, step.message, now)
+        return image_status.with_enough(image, steps, now)
+    for step in steps:
+        if isinstance(step, Refuse):
+            return image_status.failed(image, step.reason, step.message, now)
+        if isinstance(step, Wait) and image.failure is None:
+            return image_status.waiting(image, step.reason, step.message, now)
+    return image.status
+
+
+def _delay_s(
+    image: BackingImage, copies: Sequence[ImageCopy], steps: Sequence[CopyStep], now: datetime
+) -> float | None:
+    """Return when to look again though nothing changed; None: never."""
+    delays = [_RECHECK_S] if len(copies) > 1 else []
+    for step in steps:
+        if isinstance(step, Wait) and step.until is not None:
+            delays.append(max(0.1, (step.until - now).total_seconds()))
+        elif isinstance(step, Wait) and step.reason == "NoPool":
+            delays.append(_RECHECK_S if image.is_ready else _RETRY_S)
+    return min(delays, default=None)
+
+
+def _copy_of(image: BackingImage, pool: Pool, source_type: str) -> ImageCopy:
+    is_sync = source_type == SourceType.SYNC
     spec = ImageCopySpec(
         image=image.meta.name,
         image_uuid=image.status.uuid,
         node_id=pool.spec.node_id,
         pool_uuid=pool.spec.pool_uuid,
-        source_type=image.spec.source_type,
-        source_parameters=image.spec.source_parameters,
-        expected_checksum=image.spec.checksum,
+        source_type=source_type,
+        source_parameters={} if is_sync else image.spec.source_parameters,
+        # What the first copy was is the truth, also for one that is downloaded again.
+        expected_checksum=image.status.checksum or image.spec.checksum,
     )
     name = names.copy_name(image.meta.name, pool.spec.pool_uuid)
     labels = copy_labels(image.meta.name, pool.spec.node_id)
     return ImageCopy(Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels), spec)
-
-
-def gather(image: BackingImage, copies: Sequence[ImageCopy]) -> BackingImageStatus:
-    """Return the image's status as its copies tell it."""
-    if not copies:
-        return image.status
-    ready = next((copy for copy in copies if copy.status.state is CopyState.READY), None)
-    best = (ready or copies[0]).status
-    status = dataclasses.replace(
-        image.status,
-        size_bytes=best.size_bytes,
-        virtual_size_bytes=best.virtual_size_bytes,
-        real_size_bytes=best.real_size_bytes,
-        checksum=best.checksum,
-        format=best.format,
-        point_in_time=best.point_in_time or image.status.point_in_time,
-        disk_file_status={copy.spec.pool_uuid: _disk_file(copy) for copy in copies},
-    )
-    if ready is not None:
-        return _with_conditions(status, image, _ready_conditions(image, best.checksum))
-    if all(copy.status.state is CopyState.FAILED for copy in copies):
-        return failed(dataclasses.replace(image, status=status), best.reason, best.message)
-    reason = best.reason or ("Pending" if best.state is CopyState.PENDING else "InProgress")
-    message = best.message or f"{best.progress_percent} % of the image is here"
-    return waiting(dataclasses.replace(image, status=status), reason, message)
-
-
-def failed(image: BackingImage, reason: str, message: str) -> BackingImageStatus:
-    """Return the status of an image that cannot be made."""
-    wanted = [
-        Condition("Ready", False, reason, message),
-        Condition("Failed", True, reason, message),
-    ]
-    return _with_conditions(image.status, image, wanted)
-
-
-def waiting(image: BackingImage, reason: str, message: str) -> BackingImageStatus:
-    """Return the status of an image that is not there yet."""
-    return _with_conditions(image.status, image, [Condition("Ready", False, reason, message)])
-
-
-def _ready_conditions(image: BackingImage, checksum: str) -> list[Condition]:
-    if not checksum:
-        verified = Condition(
-            "ChecksumVerified", False, "Computing", "the checksum is being computed"
-        )
-    elif image.spec.checksum and image.spec.checksum != checksum:
-        message = f"expected {image.spec.checksum}, the artifact has {checksum}"
-        verified = Condition("ChecksumVerified", False, "ChecksumMismatch", message)
-    else:
-        verified = Condition("ChecksumVerified", True, "Verified")
-    return [Condition("Ready", True, "Ready"), verified]
-
-
-def _with_conditions(
-    status: BackingImageStatus, image: BackingImage, wanted: Sequence[Condition]
-) -> BackingImageStatus:
-    """Replace the conditions; the time of one changes only with its status."""
-    old = {condition.type: condition for condition in image.status.conditions}
-    conditions = []
-    for condition in wanted:
-        before = old.get(condition.type)
-        kept = before is not None and before.is_true == condition.is_true
-        changed_at = before.changed_at if kept and before is not None else datetime.now(UTC)
-        conditions.append(dataclasses.replace(condition, changed_at=changed_at))
-    return dataclasses.replace(status, conditions=tuple(conditions))
-
-
-def _disk_file(copy: ImageCopy) -> DiskFileStatus:
-    status = copy.status
-    return DiskFileStatus(status.state, status.progress_percent, status.message, status.changed_at)

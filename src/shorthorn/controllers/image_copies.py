@@ -3,6 +3,9 @@
 Owns: reconciling ImageCopy. Long work runs in `Transfers`; a reconcile starts it, writes down how
 far it is, and takes its end. Must never: gather states of several copies
 (`controllers.backing_images` does). Run on the node of the pool.
+
+A copy of source type `sync` comes from whichever pool has one that is ready. Who that is, is looked
+up at the start of every try: copies and pools of other nodes are not in this node's watches.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from typing import Any
 from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
-from shorthorn.controllers.transfers import Transfers
+from shorthorn.controllers.peers import peers_with_image
+from shorthorn.controllers.retries import Retries
+from shorthorn.controllers.transfers import Transfers, failure_of
 from shorthorn.domain import errors, planning
 from shorthorn.domain.models import (
     CopyState,
@@ -26,19 +31,34 @@ from shorthorn.domain.models import (
     ImageFormat,
     ImageKey,
     ImageRecord,
+    Pool,
     SourceType,
 )
 from shorthorn.domain.planning import Step
-from shorthorn.domain.ports import Checksummer, Engine, ImageFetcher, Registry, ReportProgress
+from shorthorn.domain.ports import (
+    Checksummer,
+    Engine,
+    ImageFetcher,
+    PeerSource,
+    Registry,
+    ReportProgress,
+)
 from shorthorn.kit.keyed import KeyedLocks
 
 log = logging.getLogger(__name__)
 
 _FULL_PERCENT = 100
+_SYNCS_MAX = 5
+"""Most copies that come to this node from peers at once; Longhorn's
+concurrent-backing-image-replenish-per-node-limit."""
 
 
 class ImageCopyReconciler:
-    """One ImageCopy at a time; `enqueue` is the controller's, so that transfers can wake it."""
+    """One ImageCopy at a time; `enqueue` is the controller's, so that transfers can wake it.
+
+    `pools` and `peers`: where copies of source type sync come from; without them, on one host, none
+    can be made.
+    """
 
     def __init__(
         self,
@@ -48,14 +68,20 @@ class ImageCopyReconciler:
         checksummer: Checksummer,
         locks: KeyedLocks[str],
         enqueue: Callable[[str], None],
+        *,
+        pools: Registry[Pool] | None = None,
+        peers: PeerSource | None = None,
     ) -> None:
         self._copies = copies
+        self._pools = pools
+        self._peers = peers
         self._engine = engine
         self._fetcher = fetcher
         self._checksummer = checksummer
         self._locks = locks
         self._transfers: Transfers[ImageRecord] = Transfers(enqueue)
-        self._waits: dict[str, _Wait] = {}
+        self._turns = asyncio.Semaphore(_SYNCS_MAX)
+        self._retries = Retries(lambda failures: back_off_s(failures))
 
     async def close(self) -> None:
         """Stop all transfers; what arrived so far is resumed by the next process."""
@@ -70,11 +96,11 @@ class ImageCopyReconciler:
             return None
         ended = self._transfers.find_ended(name)
         if ended is not None and not copy.meta.deleting:
-            failure = _failure_of(ended)
+            failure = failure_of(ended)
             if failure is not None:
                 return await self._give_up(copy, failure)
             self._transfers.forget(name)
-            self._waits.pop(name, None)
+            self._retries.forget(name)
         record = await self._engine.find_image(_key(copy))
         step = planning.plan_copy(copy, record, is_moving=self._transfers.is_known(name))
         return await self._take(step, copy, record)
@@ -88,8 +114,8 @@ class ImageCopyReconciler:
                 return None
             case Step.CAPTURE:
                 await self._capture(copy)
-            case Step.TRANSFER | Step.HASH if self._wait_s(copy.meta.name) > 0:
-                return self._wait_s(copy.meta.name)
+            case Step.TRANSFER | Step.HASH if self._retries.wait_s(copy.meta.name) > 0:
+                return self._retries.wait_s(copy.meta.name)
             case Step.TRANSFER:
                 await self._start_transfer(copy)
                 return None
@@ -137,6 +163,8 @@ class ImageCopyReconciler:
         key = _key(copy)
         if copy.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
             return await self._engine.finish_export(key, report)
+        if copy.spec.source_type == SourceType.SYNC:
+            return await self._sync(copy, report)
         if copy.spec.source_type != SourceType.DOWNLOAD:
             raise errors.ImageFailed(
                 key.name, f"source type {copy.spec.source_type} is not supported"
@@ -146,6 +174,21 @@ class ImageCopyReconciler:
             key, copy.spec.source_parameters, copy.spec.expected_checksum, staging, report
         )
         return await self._engine.commit_image(record)
+
+    async def _sync(self, copy: ImageCopy, report: ReportProgress) -> ImageRecord:
+        """Bring the image from a peer. Raises Unavailable while none has it: tried again."""
+        key, expected = _key(copy), copy.spec.expected_checksum
+        if self._peers is None or self._pools is None:
+            raise errors.ImageFailed(key.name, "this node gets nothing from peers")
+        async with self._turns:
+            peers = await peers_with_image(self._copies, self._pools, copy)
+            if not peers:
+                raise errors.Unavailable("peers", "no node with a ready copy of the image is there")
+            staging = await self._engine.staging_dir(key)
+            record = await self._peers.fetch_image(key, peers, expected, staging, report)
+        if expected not in ("", record.checksum):
+            raise errors.ChecksumMismatch(key.name, expected, record.checksum)
+        return await self._engine.commit_image(dataclasses.replace(record, key=key))
 
     def _start_hash(self, copy: ImageCopy, record: ImageRecord) -> None:
         async def work(report: ReportProgress) -> ImageRecord:
@@ -161,7 +204,7 @@ class ImageCopyReconciler:
 
     async def _forget(self, name: str) -> None:
         await self._transfers.cancel(name)
-        self._waits.pop(name, None)
+        self._retries.forget(name)
 
     async def _give_up(self, copy: ImageCopy, exc: BaseException) -> float | None:
         """Say in the status that the transfer failed; return when to try again, None: never.
@@ -182,15 +225,7 @@ class ImageCopyReconciler:
         self._transfers.forget(name)
         if is_final(exc) and not is_ready:
             return None
-        failures = self._waits[name].failures + 1 if name in self._waits else 1
-        delay_s = back_off_s(failures)
-        self._waits[name] = _Wait(failures, asyncio.get_running_loop().time() + delay_s)
-        return delay_s
-
-    def _wait_s(self, name: str) -> float:
-        """Return how long the next transfer has to wait: events come earlier than its time."""
-        wait = self._waits.get(name)
-        return wait.until - asyncio.get_running_loop().time() if wait else 0
+        return self._retries.failed(name)
 
     # what is written down
 
@@ -238,20 +273,6 @@ class ImageCopyReconciler:
         if status.state is not copy.status.state:
             status = dataclasses.replace(status, changed_at=datetime.now(UTC))
         await self._copies.update_status(dataclasses.replace(copy, status=status))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Wait:
-    """After so many failures in a row, nothing before `until` (the loop's time)."""
-
-    failures: int
-    until: float
-
-
-def _failure_of(ended: asyncio.Task[ImageRecord]) -> BaseException | None:
-    if ended.cancelled():
-        return errors.Unavailable("transfer", "it was cancelled")
-    return ended.exception()
 
 
 def _export_format(text: str | None) -> ImageFormat:

@@ -1,7 +1,7 @@
 """Long work that reconcilers start, watch and cancel, but never await.
 
 Owns: one background task per key with its progress and its end. Must never: know what is
-transferred. Used by `controllers.image_copies`.
+transferred. Used by `controllers.image_copies` and `controllers.contents`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from shorthorn.domain import errors
 from shorthorn.domain.models import Progress
 from shorthorn.domain.ports import ReportProgress
 
 Result = TypeVar("Result")
+
+
+def failure_of(ended: asyncio.Task[Result]) -> BaseException | None:
+    """Return what an ended piece of work failed of, None where it did not."""
+    if ended.cancelled():
+        return errors.Unavailable("transfer", "it was cancelled")
+    return ended.exception()
 
 
 class Transfers(Generic[Result]):

@@ -1,7 +1,8 @@
 """Volumes and snapshots of this node's pool: make the disk agree with the objects.
 
 Owns: reconciling Volume and Snapshot. Must never: decide what to do next (`domain.planning` does)
-or answer CSI. Run by `controllers.controller` on the node that owns the pool.
+or answer CSI. Run by `controllers.controller` on the node that owns the pool. What is not in this
+pool is brought by `controllers.contents`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import dataclasses
 import random
 from collections.abc import Awaitable, Callable
 
+from shorthorn.controllers.contents import Content, ContentFetcher
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
 from shorthorn.domain import planning
 from shorthorn.domain.models import (
+    ImageKey,
     Snapshot,
     SnapshotStatus,
     Volume,
@@ -31,10 +34,18 @@ _MEASURE_S = 60.0
 
 
 class VolumeReconciler:
-    """One Volume at a time."""
+    """One Volume at a time. `contents` brings sources of other nodes; None: there are none."""
 
-    def __init__(self, volumes: Registry[Volume], engine: Engine, locks: KeyedLocks[str]) -> None:
+    def __init__(
+        self,
+        volumes: Registry[Volume],
+        engine: Engine,
+        locks: KeyedLocks[str],
+        *,
+        contents: ContentFetcher | None = None,
+    ) -> None:
         self._volumes = volumes
+        self._contents = contents
         self._engine = engine
         self._locks = locks
         #: When each volume is to be measured again, in the loop's time.
@@ -42,8 +53,10 @@ class VolumeReconciler:
 
     async def reconcile(self, name: str) -> float | None:
         volume = await self._volumes.find(name)
+        if self._contents is not None:
+            await self._contents.sweep()
         if volume is None:
-            self._measure_at.pop(name, None)
+            await self._forget(name)
         if volume is None or volume.spec.pool_uuid != self._engine.pool_uuid:
             return None
         record = await self._engine.find_volume(name)
@@ -54,7 +67,11 @@ class VolumeReconciler:
             case Step.HOLD:
                 await hold(self._volumes, volume)
             case Step.RELEASE:
+                if self._contents is not None:
+                    await self._contents.remove(volume)
                 await release(self._volumes, volume)
+            case Step.CREATE:
+                return await self._create(volume)
             case Step.REPORT_LOST:
                 await self._fail(volume, "Corrupt", "the volume's data is gone from its pool")
                 return None
@@ -64,23 +81,48 @@ class VolumeReconciler:
                 return await self._attempt(volume, lambda: self._make(volume))
         return 0
 
-    async def _make(self, volume: Volume) -> None:
+    async def _create(self, volume: Volume) -> float | None:
+        """Make the volume once its source is in this pool; until then say how far that is."""
+        content = Content()
+
+        async def work() -> None:
+            nonlocal content
+            if self._contents is not None:
+                content = await self._contents.bring(volume)
+            if content.is_here:
+                await self._make(volume, content.key)
+
+        again_s = await self._attempt(volume, work)
+        if again_s is None or content.is_here:
+            return again_s
+        status = dataclasses.replace(volume.status, reason=content.reason, message=content.message)
+        await self._report(volume, status)
+        return content.again_s
+
+    async def _make(self, volume: Volume, content: ImageKey | None = None) -> None:
         spec = volume.spec
         keys = {volume.meta.name, *filter(None, [spec.source.volume])}
         async with self._locks.hold(keys):
             record = await self._engine.find_volume(volume.meta.name)
             if record is None:
                 record = await self._engine.create_volume(
-                    volume.meta.name, spec.capacity_bytes, spec.source
+                    volume.meta.name, spec.capacity_bytes, spec.source, content=content
                 )
             if record.capacity_bytes < spec.capacity_bytes:
                 record = await self._engine.expand_volume(volume.meta.name, spec.capacity_bytes)
+        if self._contents is not None and volume.status.state is not VolumeState.READY:
+            await self._contents.remove(volume)
         status = VolumeStatus(
             state=VolumeState.READY,
             capacity_bytes=record.capacity_bytes,
             observed_generation=volume.meta.generation,
         )
         await self._report(volume, await self._measured(volume.meta.name, status))
+
+    async def _forget(self, name: str) -> None:
+        self._measure_at.pop(name, None)
+        if self._contents is not None:
+            await self._contents.forget(name)
 
     async def _delete(self, name: str) -> None:
         async with self._locks.hold([name]):

@@ -16,6 +16,8 @@ from shorthorn.domain.names import object_name
 
 NODE_LABEL: Final = "shorthorn.io/node"
 IMAGE_LABEL: Final = "shorthorn.io/image"
+CLONE_LABEL: Final = "shorthorn.io/clone"
+"""On a Snapshot that exists only until the volume of that name is cloned from it."""
 
 
 def node_labels(node_id: str) -> dict[str, str]:
@@ -25,4 +27,11 @@ def node_labels(node_id: str) -> dict[str, str]:
 
 def copy_labels(image: str, node_id: str) -> dict[str, str]:
     """Return the labels of an ImageCopy."""
-    return {IMAGE_LABEL: object_name(image), **node_labels(node_id)}
+    return {**image_selector(image), **node_labels(node_id)}
+
+
+def image_selector(image: str) -> dict[str, str]:
+    """Return the labels by which an image's copies are listed. Two images with long names may share
+    them; `spec.image` tells.
+    """
+    return {IMAGE_LABEL: object_name(image)}

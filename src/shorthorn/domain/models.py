@@ -66,7 +66,11 @@ class VolumeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """The part of ObjectMeta that we use. `resource_version`: opaque, empty until stored."""
+    """The part of ObjectMeta that we use. `resource_version`: opaque, empty until stored.
+
+    `stored` is the whole object as it was read, for the registry alone: writing it back, it keeps
+    what others put there and we do not know.
+    """
 
     name: str
     uid: str = ""
@@ -77,6 +81,7 @@ class Meta:
     finalizers: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=lambda: NO_MAP)
     annotations: Mapping[str, str] = field(default_factory=lambda: NO_MAP)
+    stored: object = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,11 @@ def object_name(csi_name: str) -> str:
     return f"{start}-{digest}"
 
 
+def clone_source_name(volume_id: str) -> str:
+    """Return the name of the Snapshot from which volume `volume_id` is cloned over the network."""
+    return object_name(f"clone-{volume_id}")
+
+
 def copy_name(image: str, pool_uuid: str) -> str:
     """Return the name of the ImageCopy of `image` on pool `pool_uuid`: one per image and pool."""
     return object_name(f"{image}-{pool_uuid[:8]}")

@@ -1,22 +1,18 @@
 """What to do next, as pure functions of what is wanted and what is there.
 
-Owns: the decisions of every reconciler. Must never: do I/O, wait or know the time. `controllers`
-observe, call one of these, and carry out the one step that comes back; a satisfied state plans
-`Nothing`.
+Owns: what a node does next about one volume, snapshot or image copy; which copies there should be
+is `domain.copies`. Must never: do I/O, wait or know the time. `controllers` observe, call one of
+these, and carry out the one step that comes back; a satisfied state plans `Nothing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum, auto
 
 from shorthorn.domain.models import (
-    BackingImage,
     CopyState,
     ImageCopy,
     ImageRecord,
-    Pool,
     Snapshot,
     SnapshotRecord,
     SourceType,
@@ -142,49 +138,3 @@ def _plan_complete_copy(copy: ImageCopy, record: ImageRecord, *, is_moving: bool
     if not record.checksum and not is_moving:
         return Step.HASH
     return Step.NOTHING
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where an image's copy should be made, or why nowhere."""
-
-    pool: Pool | None
-    reason: str = ""
-    message: str = ""
-
-
-def place_copy(
-    image: BackingImage, pools: Sequence[Pool], volumes: Mapping[str, Volume]
-) -> Placement:
-    """Choose the pool for the first copy of `image`.
-
-    An export stays in the pool of its volume, because extents are shared only within one file
-    system. Anything else goes to the pool with matching tags and the most room.
-    """
-    if image.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
-        return _place_export(image, pools, volumes)
-    fitting = [
-        pool
-        for pool in pools
-        if set(image.spec.disk_selector) <= set(pool.spec.tags)
-        and set(image.spec.node_selector) <= set(pool.spec.node_tags)
-    ]
-    if not fitting:
-        return Placement(
-            None, "NoPool", "no pool carries the tags of nodeSelector and diskSelector"
-        )
-    return Placement(max(fitting, key=lambda pool: pool.status.available_bytes))
-
-
-def _place_export(
-    image: BackingImage, pools: Sequence[Pool], volumes: Mapping[str, Volume]
-) -> Placement:
-    volume_id = image.spec.source_parameters.get("volume-name", "")
-    volume = volumes.get(volume_id)
-    if volume is None or volume.status.state is not VolumeState.READY:
-        state = "does not exist" if volume is None else f"is {volume.status.state}"
-        return Placement(None, "VolumeNotFound", f"volume {volume_id} {state}")
-    for pool in pools:
-        if pool.spec.pool_uuid == volume.spec.pool_uuid:
-            return Placement(pool)
-    return Placement(None, "NoPool", f"pool {volume.spec.pool_uuid} of volume {volume_id} is away")

@@ -68,6 +68,23 @@ def decode(cls: type[T], data: Mapping[str, Any] | None, names: Mapping[str, str
     return cls(**values)
 
 
+def merge(stored: Any, before: Any, after: Any) -> Any:
+    """Return `stored` with what changed from `before` to `after`; whatever neither knows stays.
+
+    `before` is what we understood of `stored`, `after` what we want. Objects are merged key by key,
+    lists and scalars replaced as a whole.
+    """
+    if not (isinstance(stored, Mapping) and isinstance(before, dict) and isinstance(after, dict)):
+        return stored if before == after else after
+    merged = {key: value for key, value in stored.items() if key in after or key not in before}
+    for key, value in after.items():
+        if key in stored:
+            merged[key] = merge(stored[key], before.get(key), value)
+        elif key not in before or before[key] != value:  # else a default that nobody wrote
+            merged[key] = value
+    return merged
+
+
 def format_time(when: datetime) -> str:
     """RFC 3339 in UTC; microseconds only where there are any."""
     text = when.astimezone(UTC).isoformat(timespec="auto")

@@ -45,9 +45,10 @@ class KubeRegistry(Generic[Domain]):
             return None
         return self._kind.from_object(as_mapping(found))
 
-    async def list(self) -> Sequence[Domain]:
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> Sequence[Domain]:
+        selection = {"labels": dict(labels)} if labels else {}
         with domain_errors(self._kind.name, "list"):
-            listing = self._client.list(self._resource, namespace=self._namespace)
+            listing = self._client.list(self._resource, namespace=self._namespace, **selection)
             return [self._kind.from_object(as_mapping(obj)) async for obj in listing]
 
     def cached(self) -> Sequence[Domain]:
@@ -55,6 +56,10 @@ class KubeRegistry(Generic[Domain]):
         for name in self._decoded.keys() - shown.keys():
             del self._decoded[name]
         return [self._decode_once(name, data) for name, data in shown.items()]
+
+    def find_cached(self, name: str) -> Domain | None:
+        data = self._informer.objects.get(name)
+        return None if data is None else self._decode_once(name, data)
 
     def _decode_once(self, name: str, data: Mapping[str, Any]) -> Domain:
         """Decode an object when it changed, not whenever all are asked for."""

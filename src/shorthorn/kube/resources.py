@@ -61,7 +61,20 @@ class Kind(Generic[Domain]):
         return resource_class(self.api_version, self.name, self.plural, is_namespaced=True)
 
     def to_object(self, value: Domain) -> dict[str, Any]:
-        """Return the whole custom resource: metadata, spec and status."""
+        """Return the whole custom resource: metadata, spec and status.
+
+        Of an object that was read, whatever we do not know stays as it was: other controllers'
+        labels and owners, and fields of a spec that only Longhorn's own tools read.
+        """
+        wanted = self._known(value)
+        stored = cast("Any", value).meta.stored
+        if stored is None:
+            return wanted
+        merged: dict[str, Any] = codec.merge(stored, self._known(self.from_object(stored)), wanted)
+        merged["status"] = {**wanted["status"], **merged.get("status", {})}  # zeros are said
+        return merged
+
+    def _known(self, value: Domain) -> dict[str, Any]:
         parts = cast("Any", value)
         return {
             "apiVersion": self.api_version,
@@ -76,7 +89,7 @@ class Kind(Generic[Domain]):
         status = _conditions_in(data.get("status") or {})
         build: Any = self.domain
         value: Domain = build(
-            meta=_meta(data["metadata"]),
+            meta=_meta(data),
             spec=codec.decode(self.spec, data.get("spec"), self.keys),
             status=codec.decode(self.status, status, self.keys),
         )
@@ -135,7 +148,8 @@ def _metadata(meta: models.Meta) -> dict[str, Any]:
     return data
 
 
-def _meta(data: Mapping[str, Any]) -> models.Meta:
+def _meta(stored: Mapping[str, Any]) -> models.Meta:
+    data = stored["metadata"]
     created = data.get("creationTimestamp")
     return models.Meta(
         name=data["name"],
@@ -147,6 +161,7 @@ def _meta(data: Mapping[str, Any]) -> models.Meta:
         finalizers=tuple(data.get("finalizers") or ()),
         labels=data.get("labels") or {},
         annotations=data.get("annotations") or {},
+        stored=stored,
     )
 
 

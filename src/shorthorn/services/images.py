@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from shorthorn.domain.copy_scene import was_ready
 from shorthorn.domain.errors import (
     AlreadyExists,
     Conflict,
@@ -23,7 +24,15 @@ from shorthorn.domain.errors import (
     StillWorking,
 )
 from shorthorn.domain.handles import BackingImageHandle
-from shorthorn.domain.models import BackingImage, CopyState, Meta, SourceType, VolumeState
+from shorthorn.domain.image_status import ENOUGH
+from shorthorn.domain.models import (
+    BackingImage,
+    CopyState,
+    DiskFileSpec,
+    Meta,
+    SourceType,
+    VolumeState,
+)
 from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import IMAGE_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
@@ -110,6 +119,37 @@ class ImageService:
         check_matches(image, request)  # its own checksum may have become known meanwhile
         return image
 
+    async def ensure_copy(
+        self, image: BackingImage, pool_uuid: str, *, budget: Budget
+    ) -> BackingImage:
+        """Return the image once that pool has a ready copy; ask for one where it has none.
+
+        The wish stays in spec.diskFileSpecMap until nobody has used the copy for an hour.
+        Raises: StillWorking: the copy is not there yet; the text says how far it is.
+            OperationPending: the image is being deleted. Whatever the whole image failed of.
+        """
+        name, uid = image.meta.name, image.meta.uid
+        if pool_uuid in ready_pools(image):
+            return image
+        await self._ask_for_copy(image, pool_uuid)
+
+        def is_settled(found: BackingImage | None) -> bool:
+            if found is None or found.meta.uid != uid or found.meta.deleting:
+                return True
+            return pool_uuid in ready_pools(found) or found.failure is not None
+
+        found = await wait_for(
+            self._images,
+            name,
+            is_settled,
+            budget=budget,
+            progress=lambda i: f"its copy on pool {pool_uuid}: {copy_progress(i, pool_uuid)}",
+        )
+        if found is None or found.meta.uid != uid or found.meta.deleting:
+            raise OperationPending(f"backing image {name}, which is being deleted")
+        _raise_failure(found)
+        return found
+
     async def find(self, name: str) -> BackingImage | None:
         """Return the image of that name, in whatever state."""
         return await self._images.find(name)
@@ -155,6 +195,25 @@ class ImageService:
             and not image.meta.deleting
             and not image.failure
         ]
+
+    async def _ask_for_copy(self, image: BackingImage, pool_uuid: str) -> None:
+        """Write into the spec that a copy is wanted on the pool."""
+        name = image.meta.name
+        for _ in range(_UPDATE_ATTEMPTS):
+            current = await self._images.find(name)
+            if current is None or current.meta.uid != image.meta.uid or current.meta.deleting:
+                raise OperationPending(f"backing image {name}, which is being deleted")
+            entry = current.spec.disk_file_spec.get(pool_uuid)
+            if entry is not None and entry.eviction_requested:
+                raise StillWorking(f"backing image {name}", f"it shall leave pool {pool_uuid}")
+            if entry is not None:
+                return
+            files = {**current.spec.disk_file_spec, pool_uuid: DiskFileSpec()}
+            spec = replace(current.spec, disk_file_spec=files)
+            with contextlib.suppress(Conflict):
+                await self._images.update(replace(current, spec=spec))
+                return
+        raise StillWorking(f"backing image {name}", "its object changes too often")
 
     # --- export
 
@@ -340,6 +399,19 @@ def progress_of(image: BackingImage) -> str:
     )
 
 
+def copy_progress(image: BackingImage | None, pool_uuid: str) -> str:
+    """Return in words how far the copy on one pool is."""
+    if image is None:
+        return "gone"
+    file = image.status.disk_file_status.get(pool_uuid)
+    if file is not None:
+        return f"{file.state} {file.progress_percent} %" + (
+            f" ({file.message})" if file.message else ""
+        )
+    said = [c.message for c in image.status.conditions if c.type == ENOUGH and c.message]
+    return said[0] if said else "asked for"
+
+
 def _check_same_export(image: BackingImage, request: ImageRequest) -> None:
     if image.meta.deleting:
         raise OperationPending(f"backing image {image.meta.name}, which is being deleted")
@@ -355,7 +427,7 @@ def _check_same_export(image: BackingImage, request: ImageRequest) -> None:
 
 def _can_be_replaced(image: BackingImage) -> bool:
     """Whether it failed before it was ever ready, so that nobody can have built on it."""
-    return image.failure is not None and not image.is_ready and not ready_pools(image)
+    return image.failure is not None and not image.is_ready and not was_ready(image)
 
 
 def _obstacle(image: BackingImage) -> Condition | None:

@@ -1,7 +1,7 @@
 """Which pool a new volume goes to.
 
-Owns the topology key and the choice: a volume made from something lies where that something is,
-every other one where the caller prefers and most space is free. Pure. Pools are thin: promising
+Owns the topology key and the choice: where the caller prefers; among equals where the volume's
+source is, or is coming; then where most space is free. Pure. Pools are thin: promising
 more than a pool holds is allowed, a full pool is the engine's to refuse. Called by
 `services.volumes`; the node's own segments are told by the CSI edge through `segments_of`.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shorthorn.domain.copy_scene import is_alive
 from shorthorn.domain.errors import NoAccessiblePool
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shorthorn.domain.models import Pool
 
@@ -43,6 +44,19 @@ class TopologyRequirement:
         return len(self.preferred)
 
 
+@dataclass(frozen=True, slots=True)
+class SourcePlaces:
+    """Where a volume's source is, by pool UUID: `ready` there, `coming` there, `failed` to come
+    there lately, `refused` there. Elsewhere it has to be brought, and takes `needed_bytes`.
+    """
+
+    ready: frozenset[str]
+    coming: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    needed_bytes: int = 0
+
+
 def segments_of(node_id: str) -> dict[str, str]:
     """Return the topology segments of a node."""
     return {TOPOLOGY_KEY: node_id}
@@ -52,31 +66,64 @@ def choose_pool(
     pools: Iterable[Pool],
     requirement: TopologyRequirement,
     *,
-    among: Collection[str] | None,
+    source: SourcePlaces | None,
     what: str,
 ) -> Pool:
     """Return the pool for a new volume.
 
-    Args: among: UUIDs of the pools that hold its source; None: it has none. what: for the message.
+    The caller's order of topologies counts first, also where the source must be brought. Then come
+    pools that hold the source, and those to which it is on its way, so that a retry meets the
+    choice that was made before. Least room for the source is asked only where it must be brought.
+
+    Args: source: None: the volume begins blank. what: for the message.
     Raises: NoAccessiblePool.
     """
-    usable = [pool for pool in pools if _is_usable(pool)]
-    holding = [pool for pool in usable if among is None or pool.spec.pool_uuid in among]
-    if not holding:
-        where = "none is ready" if among is None else "its source is on no pool that is ready"
-        raise NoAccessiblePool(what, where)
-    accepted = [pool for pool in holding if requirement.accepts(pool.spec.node_id)]
+    usable = [pool for pool in pools if is_alive(pool)]
+    fitting = usable if source is None else _with_source(usable, source, what)
+    if not usable:
+        raise NoAccessiblePool(what, "none is ready")
+    accepted = [pool for pool in fitting if requirement.accepts(pool.spec.node_id)]
     if not accepted:
-        nodes = ", ".join(sorted({pool.spec.node_id for pool in holding}))
+        nodes = ", ".join(sorted({pool.spec.node_id for pool in fitting}))
         raise NoAccessiblePool(what, f"it can be on {nodes}, and has to be accessible elsewhere")
     return min(
         accepted,
         key=lambda pool: (
             requirement.rank(pool.spec.node_id),
+            0 if source is None else _distance(pool.spec.pool_uuid, source),
             -pool.status.available_bytes,
             pool.meta.name,
         ),
     )
+
+
+def _with_source(usable: Sequence[Pool], source: SourcePlaces, what: str) -> Sequence[Pool]:
+    """Return the pools that hold the source, are about to, or can take it from one that does."""
+    holding = [pool for pool in usable if pool.spec.pool_uuid in source.ready]
+    if not holding:
+        raise NoAccessiblePool(what, "its source is on no pool that is ready")
+    if not any(pool.spec.peer_address for pool in holding):
+        return holding  # they give nothing to others
+    further = [
+        pool
+        for pool in usable
+        if pool.spec.pool_uuid not in source.ready
+        and pool.spec.pool_uuid not in source.refused
+        and not pool.spec.eviction_requested
+        and (
+            pool.spec.pool_uuid in source.coming
+            or pool.status.available_bytes >= source.needed_bytes
+        )
+    ]
+    return [*holding, *further]
+
+
+def _distance(pool_uuid: str, source: SourcePlaces) -> int:
+    if pool_uuid in source.ready:
+        return 0
+    if pool_uuid in source.coming:
+        return 1
+    return 3 if pool_uuid in source.failed else 2
 
 
 def available_bytes(pools: Sequence[Pool], segments: Mapping[str, str]) -> int:
@@ -84,14 +131,8 @@ def available_bytes(pools: Sequence[Pool], segments: Mapping[str, str]) -> int:
     return sum(
         pool.status.available_bytes
         for pool in pools
-        if _is_usable(pool) and _matches(segments, pool.spec.node_id)
+        if is_alive(pool) and _matches(segments, pool.spec.node_id)
     )
-
-
-def _is_usable(pool: Pool) -> bool:
-    if pool.meta.deleting:
-        return False
-    return all(c.is_true for c in pool.status.conditions if c.type == "Ready")
 
 
 def _matches(segments: Mapping[str, str], node_id: str) -> bool:

@@ -26,7 +26,7 @@ from shorthorn.domain.handles import (
     find_scheme,
     parse,
 )
-from shorthorn.domain.labels import node_labels
+from shorthorn.domain.labels import CLONE_LABEL, node_labels
 from shorthorn.domain.models import (
     NO_MAP,
     ImageFormat,
@@ -35,7 +35,7 @@ from shorthorn.domain.models import (
     SnapshotSpec,
     VolumeState,
 )
-from shorthorn.domain.names import object_name
+from shorthorn.domain.names import clone_source_name, object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
 from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
@@ -140,7 +140,8 @@ class SnapshotService:
             found = await self._find(handle)
             answers = [found] if found else []
         else:
-            answers = [_answer(s) for s in await self._snapshots.list() if _is_ready(s)]
+            shown = [s for s in await self._snapshots.list() if CLONE_LABEL not in s.meta.labels]
+            answers = [_answer(s) for s in shown if _is_ready(s)]
             answers += await self._images.list_exports()
         if volume_id:
             answers = [answer for answer in answers if answer.source_volume_id == volume_id]
@@ -158,6 +159,29 @@ class SnapshotService:
             raise OperationPending(f"snapshot {handle.name}")
         return snapshot
 
+    async def ensure_clone_source(
+        self, volume: str, source_volume_id: str, *, budget: Budget
+    ) -> Snapshot:
+        """Fix the content of a volume for the one named `volume`, which is cloned from it on
+        another node. No caller of CSI sees this snapshot.
+
+        It carries a label with the new volume's name, by which `controllers.clone_sources` removes
+        it when that volume is ready or has failed, whatever becomes of us.
+        Raises: as `create`.
+        """
+        name = clone_source_name(volume)
+        request = CreateSnapshotRequest(f"clone-{volume}", source_volume_id)
+        snapshot = await self._operations.run(
+            f"snapshot/{name}",
+            request,
+            lambda: self._begin(name, request, {CLONE_LABEL: volume}),
+        )
+        return await self._settled(snapshot, budget)
+
+    async def drop_clone_source(self, volume: str) -> None:
+        """Have the snapshot that `volume` was cloned from removed; missing is success."""
+        await self._snapshots.delete(clone_source_name(volume))
+
     async def _find(self, handle: str) -> SnapshotAnswer | None:
         parsed = _parse_or_none(handle)
         if isinstance(parsed, BackingImageHandle):
@@ -169,12 +193,16 @@ class SnapshotService:
         if object_name(handle.name) != handle.name:
             return None
         snapshot = await self._snapshots.find(handle.name)
-        return snapshot if snapshot and snapshot.spec.volume_id == handle.volume_id else None
+        if snapshot is None or CLONE_LABEL in snapshot.meta.labels:
+            return None
+        return snapshot if snapshot.spec.volume_id == handle.volume_id else None
 
-    async def _begin(self, name: str, request: CreateSnapshotRequest) -> Snapshot:
+    async def _begin(
+        self, name: str, request: CreateSnapshotRequest, labels: Mapping[str, str] = NO_MAP
+    ) -> Snapshot:
         snapshot = await self._snapshots.find(name)
         if snapshot is None:
-            snapshot = await self._create(name, request)
+            snapshot = await self._create(name, request, labels)
         if snapshot.meta.deleting:
             raise OperationPending(f"snapshot {name}, which is being deleted")
         if snapshot.spec.csi_name != request.name:
@@ -183,7 +211,9 @@ class SnapshotService:
             raise AlreadyExists("snapshot", name, f"it is of volume {snapshot.spec.volume_id}")
         return snapshot
 
-    async def _create(self, name: str, request: CreateSnapshotRequest) -> Snapshot:
+    async def _create(
+        self, name: str, request: CreateSnapshotRequest, labels: Mapping[str, str]
+    ) -> Snapshot:
         is_name = object_name(request.volume_id) == request.volume_id
         volume = await self._volumes.find(request.volume_id) if is_name else None
         if volume is None or volume.meta.deleting:
@@ -196,7 +226,7 @@ class SnapshotService:
             node_id=volume.spec.node_id,
             pool_uuid=volume.spec.pool_uuid,
         )
-        labels = node_labels(volume.spec.node_id)
+        labels = {**node_labels(volume.spec.node_id), **labels}
         meta = Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels)
         try:
             return await self._snapshots.create(Snapshot(meta=meta, spec=spec))
@@ -204,6 +234,10 @@ class SnapshotService:
             raise OperationPending(f"snapshot {name}") from None
 
     async def _finish(self, snapshot: Snapshot, budget: Budget) -> SnapshotAnswer:
+        return _answer(await self._settled(snapshot, budget))
+
+    async def _settled(self, snapshot: Snapshot, budget: Budget) -> Snapshot:
+        """Return the snapshot when it is ready; what failed is removed before its error is told."""
         name, uid = snapshot.meta.name, snapshot.meta.uid
         found = await wait_for(
             self._snapshots,
@@ -217,7 +251,7 @@ class SnapshotService:
         if found.status.state is not VolumeState.READY:
             await delete_and_wait(self._snapshots, name, uid, budget=budget)
             raise recall(found.status.reason, found.status.message, DomainError)
-        return _answer(found)
+        return found
 
     async def _delete(self, handle: SnapshotHandle, budget: Budget) -> None:
         snapshot = await self._find_snapshot(handle)

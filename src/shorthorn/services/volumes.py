@@ -20,7 +20,7 @@ from shorthorn.domain.errors import (
     OperationPending,
     SizeOutOfRange,
 )
-from shorthorn.domain.handles import BackingImageHandle, InvalidHandle, SnapshotHandle, parse
+from shorthorn.domain.handles import BackingImageHandle
 from shorthorn.domain.labels import node_labels
 from shorthorn.domain.models import NO_MAP, Meta, Volume, VolumeSource, VolumeSpec, VolumeState
 from shorthorn.domain.names import object_name
@@ -33,7 +33,7 @@ from shorthorn.services.image_requests import (
     merge_handle,
     request_of_parameters,
 )
-from shorthorn.services.images import ready_pools
+from shorthorn.services.origins import Origin, Origins, parse_source
 from shorthorn.services.pages import page
 from shorthorn.services.placement import TopologyRequirement, available_bytes, choose_pool
 from shorthorn.services.sizes import CapacityRange, decide_capacity, round_up
@@ -71,13 +71,11 @@ class CreateVolumeRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
-    """Where a new volume's content comes from. `pools` is None where any pool will do."""
+class _Place:
+    """What was decided about a new volume."""
 
-    source: VolumeSource
-    size_bytes: int = 0
-    name: str = ""
-    pools: frozenset[str] | None = None
+    pool: Pool
+    capacity_bytes: int
 
 
 class VolumeService:
@@ -95,13 +93,15 @@ class VolumeService:
     ) -> None:
         self._volumes = volumes
         self._pools = pools
-        self._images = images
-        self._snapshots = snapshots
+        self._origins = Origins(volumes, images, snapshots)
         self._operations = operations
         self._use = use
 
     async def create(self, request: CreateVolumeRequest, *, timeout_s: float) -> Volume:
         """Return the volume of that name, made now where there is none.
+
+        Where its source is on another node than the volume has to be, it is brought there, and the
+        text of StillWorking says how far that is.
 
         Raises: AlreadyExists: the name has other content, size or place. StillWorking: the image
             it comes from, or the volume itself, is not ready yet. InvalidArgument, ImageMismatch,
@@ -114,8 +114,11 @@ class VolumeService:
         volume = await self._volumes.find(name)
         if volume is None:
             origin = await self._find_origin(request, image, budget)
+            place = await self._place(name, request, origin, budget)
             volume = await self._operations.run(
-                f"volume/{name}", request, lambda: self._begin(name, request, origin, parameters)
+                f"volume/{name}",
+                request,
+                lambda: self._begin(name, request, origin, place, parameters),
             )
         _check_same(volume, request, image)
         return await self._finish(volume, budget)
@@ -131,7 +134,9 @@ class VolumeService:
             f"volume/{volume_id}", "delete", lambda: self._begin_deletion(volume_id)
         )
         if volume is None:
+            await self._origins.release(volume_id, VolumeSource(volume=volume_id))
             return
+        await self._origins.release(volume_id, volume.spec.source)
         await wait_for(
             self._volumes,
             volume_id,
@@ -188,59 +193,19 @@ class VolumeService:
 
     async def _find_origin(
         self, request: CreateVolumeRequest, image: ImageRequest | None, budget: Budget
-    ) -> _Origin:
+    ) -> Origin:
         if image is not None:
-            found = await self._images.ensure(image, timeout_s=budget.left_s)
-            return _Origin(
-                VolumeSource(
-                    image=image.name,
-                    image_uuid=found.status.uuid,
-                    handle=request.source_handle,
-                ),
-                found.status.virtual_size_bytes,
-                f"backing image {image.name}",
-                ready_pools(found),
-            )
+            return await self._origins.of_image(image, request.source_handle, budget)
         if request.snapshot_handle:
-            return await self._snapshot_origin(request.snapshot_handle)
+            return await self._origins.of_snapshot(request.snapshot_handle)
         if request.source_volume_id:
-            return await self._volume_origin(request.source_volume_id)
-        return _Origin(VolumeSource())
+            return await self._origins.of_volume(request.source_volume_id)
+        return Origin(VolumeSource())
 
-    async def _snapshot_origin(self, handle: str) -> _Origin:
-        parsed = parse(handle)
-        assert not isinstance(parsed, BackingImageHandle), "images are found by _image_wanted"
-        snapshot = await self._snapshots.find_object(parsed)
-        return _Origin(
-            VolumeSource(snapshot=snapshot.meta.name, handle=handle),
-            snapshot.status.size_bytes,
-            f"snapshot {parsed.name}",
-            frozenset({snapshot.spec.pool_uuid}),
-        )
-
-    async def _volume_origin(self, volume_id: str) -> _Origin:
-        volume = await self._find(volume_id)
-        if volume is None or volume.meta.deleting:
-            raise NotFound("volume", volume_id)
-        if volume.status.state is not VolumeState.READY:
-            raise OperationPending(f"volume {volume_id}")
-        return _Origin(
-            VolumeSource(volume=volume_id, handle=volume_id),
-            volume.status.capacity_bytes,
-            f"volume {volume_id}",
-            frozenset({volume.spec.pool_uuid}),
-        )
-
-    async def _begin(
-        self,
-        name: str,
-        request: CreateVolumeRequest,
-        origin: _Origin,
-        parameters: Mapping[str, str],
-    ) -> Volume:
-        existing = await self._volumes.find(name)
-        if existing is not None:
-            return existing
+    async def _place(
+        self, name: str, request: CreateVolumeRequest, origin: Origin, budget: Budget
+    ) -> _Place:
+        """Choose size and pool, and have the origin there."""
         capacity_bytes = decide_capacity(
             request.capacity,
             source_bytes=origin.size_bytes,
@@ -250,14 +215,29 @@ class VolumeService:
         pool = choose_pool(
             await self._pools.list(),
             request.topology,
-            among=origin.pools,
+            source=origin.places,
             what=f"volume {request.name}",
         )
+        await self._origins.bring(origin, name, pool, budget)
+        return _Place(pool, capacity_bytes)
+
+    async def _begin(
+        self,
+        name: str,
+        request: CreateVolumeRequest,
+        origin: Origin,
+        place: _Place,
+        parameters: Mapping[str, str],
+    ) -> Volume:
+        existing = await self._volumes.find(name)
+        if existing is not None:
+            return existing
+        pool = place.pool
         spec = VolumeSpec(
             csi_name=request.name,
             node_id=pool.spec.node_id,
             pool_uuid=pool.spec.pool_uuid,
-            capacity_bytes=capacity_bytes,
+            capacity_bytes=place.capacity_bytes,
             source=origin.source,
             parameters=parameters,
         )
@@ -279,8 +259,13 @@ class VolumeService:
         )
         if found is None or found.meta.uid != uid:
             raise OperationPending(f"volume {name}, which was deleted meanwhile")
+        await self._origins.release(name, found.spec.source)
         if found.status.state is not VolumeState.READY:
             await delete_and_wait(self._volumes, name, uid, budget=budget)
+            source, is_missing = found.spec.source, found.status.reason == NotFound.reason
+            if source.image and is_missing and await self._origins.is_there(source):
+                # Its copy was removed as unused in the moment in which this volume began.
+                raise OperationPending(f"backing image {source.image}, whose copy went meanwhile,")
             raise recall(found.status.reason, found.status.message, DomainError)
         return found
 
@@ -332,7 +317,7 @@ def _image_wanted(request: CreateVolumeRequest) -> tuple[Mapping[str, str], Imag
     """
     parameters: Mapping[str, str] = request.parameters
     if request.snapshot_handle:
-        handle = _parse_source(request.snapshot_handle)
+        handle = parse_source(request.snapshot_handle)
         if isinstance(handle, BackingImageHandle):
             parameters = merge_handle(parameters, handle)
             return parameters, request_of_parameters(parameters)
@@ -340,20 +325,6 @@ def _image_wanted(request: CreateVolumeRequest) -> tuple[Mapping[str, str], Imag
     if request.source_handle:
         return parameters, None
     return parameters, request_of_parameters(parameters)
-
-
-def _parse_source(handle: str) -> BackingImageHandle | SnapshotHandle:
-    """Read a content source's handle.
-
-    Raises: NotFound: an id without a scheme, as other drivers give; no snapshot here has one.
-        InvalidHandle: everything else that cannot be read.
-    """
-    try:
-        return parse(handle)
-    except InvalidHandle as exc:
-        if "://" in handle:
-            raise
-        raise NotFound("snapshot", exc.shown, exc.problem) from exc
 
 
 def _is_settled(volume: Volume) -> bool:
