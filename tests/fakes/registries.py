@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from shorthorn.domain.errors import AlreadyExists, Conflict, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 Stored = TypeVar("Stored", bound=Any)
 
 
 class MemoryRegistry(Generic[Stored]):
-    """One kind. `writes` are the calls that changed something, in order."""
+    """One kind. `writes` are the calls that changed something, in order, `lists` the selectors of
+    all lists. `clock` tells when objects are created.
+    """
 
-    def __init__(self, kind: type[Stored]) -> None:
+    def __init__(
+        self, kind: type[Stored], *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._kind = kind
+        self._clock = clock
+        self.lists: list[dict[str, str]] = []
         self._objects: dict[str, Stored] = {}
         self._versions = itertools.count(1)
         self._subscribers: set[_Names] = set()
@@ -35,12 +41,17 @@ class MemoryRegistry(Generic[Stored]):
         await asyncio.sleep(0)
         return self._objects.get(name)
 
-    async def list(self) -> Sequence[Stored]:
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> Sequence[Stored]:
         await asyncio.sleep(0)
-        return list(self._objects.values())
+        self.lists.append(dict(labels or {}))
+        wanted = (labels or {}).items()
+        return [obj for obj in self._objects.values() if wanted <= obj.meta.labels.items()]
 
     def cached(self) -> Sequence[Stored]:
         return list(self._objects.values())
+
+    def find_cached(self, name: str) -> Stored | None:
+        return self._objects.get(name)
 
     async def create(self, obj: Stored) -> Stored:
         await asyncio.sleep(0)
@@ -53,7 +64,7 @@ class MemoryRegistry(Generic[Stored]):
             uid=f"uid-{version}",
             resource_version=str(version),
             generation=1,
-            created_at=datetime.now(UTC),
+            created_at=self._clock(),
         )
         empty = self._kind(meta=meta, spec=obj.spec)
         return self._store("create", empty)

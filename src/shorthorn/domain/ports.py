@@ -43,11 +43,16 @@ class Registry(Protocol[T]):
     async def find(self, name: str) -> T | None:
         """Return the object, or None where there is none. Reads from the API server."""
 
-    async def list(self) -> Sequence[T]:
-        """Return all objects, from the API server."""
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> Sequence[T]:
+        """Return all objects that carry these labels, from the API server: also those which this
+        process does not watch.
+        """
 
     def cached(self) -> Sequence[T]:
         """Return all objects as last seen by the watch; may be slightly old, costs nothing."""
+
+    def find_cached(self, name: str) -> T | None:
+        """Return one object as last seen by the watch."""
 
     async def create(self, obj: T) -> T:
         """Store a new object (spec and meta; status is ignored). Raises AlreadyExists,
@@ -55,8 +60,8 @@ class Registry(Protocol[T]):
         """
 
     async def update(self, obj: T) -> T:
-        """Replace spec, labels, annotations and finalizers. Raises Conflict where resource_version
-        is old, NotFound.
+        """Replace spec, labels, annotations and finalizers; what the domain does not know of them
+        stays as it is. Raises Conflict where resource_version is old, NotFound.
         """
 
     async def update_status(self, obj: T) -> T:
