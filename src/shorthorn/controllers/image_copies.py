@@ -137,6 +137,8 @@ class ImageCopyReconciler:
         key = _key(copy)
         if copy.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
             return await self._engine.finish_export(key, report)
+        if copy.spec.source_type == SourceType.SYNC:
+            raise errors.Unavailable("peers", "this node cannot fetch from others")
         if copy.spec.source_type != SourceType.DOWNLOAD:
             raise errors.ImageFailed(
                 key.name, f"source type {copy.spec.source_type} is not supported"

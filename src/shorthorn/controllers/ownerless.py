@@ -1,13 +1,13 @@
 """Data in this node's pool that no object names.
 
 Owns: finding it, for the log. Must never: delete or adopt it: somebody restored an old database, or
-copied files into the pool, and only they know what it is. Called by `daemon.py` at start, before
+copied files into the pool, and only they know what it is. Called by `daemon` at start, before
 anything makes new data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from shorthorn.domain.models import ImageCopy, Snapshot, Volume
 from shorthorn.domain.ports import Engine, Registry
@@ -18,11 +18,17 @@ async def find_ownerless(
     volumes: Registry[Volume],
     snapshots: Registry[Snapshot],
     copies: Registry[ImageCopy],
+    *,
+    labels: Mapping[str, str] | None = None,
 ) -> Sequence[str]:
-    """Return kind and name, as in `volumes/pvc-1`, of committed data without an object."""
-    owned = {f"volumes/{volume.meta.name}" for volume in await volumes.list()}
-    owned |= {f"snapshots/{snapshot.meta.name}" for snapshot in await snapshots.list()}
-    owned |= {f"images/{copy.spec.image}/{copy.spec.image_uuid}" for copy in await copies.list()}
+    """Return kind and name, as in `volumes/pvc-1`, of committed data without an object.
+
+    Args: labels: what all objects of this node carry; None: look through all objects.
+    """
+    listed = await copies.list(labels=labels)
+    owned = {f"images/{copy.spec.image}/{copy.spec.image_uuid}" for copy in listed}
+    owned |= {f"volumes/{volume.meta.name}" for volume in await volumes.list(labels=labels)}
+    owned |= {f"snapshots/{shot.meta.name}" for shot in await snapshots.list(labels=labels)}
     there = [f"volumes/{record.volume_id}" for record in await engine.list_volumes()]
     there += [f"snapshots/{record.snapshot_id}" for record in await engine.list_snapshots()]
     there += [
