@@ -23,6 +23,8 @@ from shorthorn.controllers.ownerless import find_ownerless
 from shorthorn.controllers.pools import PoolReporter
 from shorthorn.controllers.volumes import SnapshotReconciler, VolumeReconciler
 from shorthorn.csi.controller import Controller as CsiController
+from shorthorn.daemon.program import StartFailed
+from shorthorn.domain.errors import InvalidArgument
 from shorthorn.domain.models import (
     BackingImage,
     ImageCopy,
@@ -41,10 +43,12 @@ from shorthorn.images.checksum import Sha512Checksummer
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kube import resources
 from shorthorn.kube.claims import KubeClaimDirectory
+from shorthorn.kube.client import connect
 from shorthorn.kube.registry import KubeRegistry
 from shorthorn.services.images import ImageService
 from shorthorn.services.snapshots import SnapshotService
 from shorthorn.services.volumes import VolumeService
+from shorthorn.settings import ClusterSettings
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,14 @@ class Registries:
     def of_node(self) -> tuple[KubeRegistry[Any], ...]:
         """Those that a node watches: BackingImages are the controller's alone."""
         return (self.copies, self.volumes, self.snapshots, self.pools)
+
+
+def connect_to_cluster(settings: ClusterSettings) -> AsyncClient:
+    """Return a client that has not connected yet. Raises: StartFailed: there are no credentials."""
+    try:
+        return connect(settings.kubeconfig, namespace=settings.namespace)
+    except InvalidArgument as exc:
+        raise StartFailed(str(exc)) from exc
 
 
 @asynccontextmanager
