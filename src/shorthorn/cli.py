@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import typer
 
-from shorthorn.commands import claims, demo, handle, lint, service
+from shorthorn.commands import claims, cluster, demo, handle, lint, service
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="markdown",
     help="Golden disk images behind the Kubernetes VolumeSnapshot API.\n\n"
-    "`shorthorn up` serves one host; then plain `kubectl` does the rest.",
+    "`shorthorn up` serves one host; then plain `kubectl` does the rest. `shorthorn controller` and"
+    " `shorthorn node` are what the Helm chart runs in a cluster.",
 )
 app.command("up")(service.up)
 app.command("down")(service.down)
+app.command("controller", epilog=cluster.CONTROLLER_EPILOG)(cluster.controller)
+app.command("node", epilog=cluster.NODE_EPILOG)(cluster.node)
 app.command("mount")(claims.mount)
 app.command("umount")(claims.umount)
 app.command("path")(claims.path)

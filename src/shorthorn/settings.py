@@ -1,6 +1,6 @@
-"""What `shorthorn up` can be told, with units, defaults and their reasons.
+"""What `shorthorn up`, `controller` and `node` can be told, with units, defaults and their reasons.
 
-Owns: the frozen settings that `daemon.py` passes on. Must never: be imported by what is configured,
+Owns: the frozen settings that `daemon` passes on. Must never: be imported by what is configured,
 nor read an environment variable behind anybody's back.
 """
 
@@ -22,6 +22,9 @@ DEFAULT_DATA_DIR = Path("/var/lib/shorthorn")
 
 DEFAULT_NAMESPACE = "longhorn-system"
 """Where our objects live; Longhorn's namespace."""
+
+DEFAULT_LEASE = "shorthorn-controller"
+"""Lease of the controller that leads."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,69 @@ class Settings:
         return self.data_dir / "devices"
 
 
+@dataclass(frozen=True)
+class ClusterSettings:
+    """What both programs of a cluster are told."""
+
+    csi_socket: Path
+    """Where CSI is served: for the sidecars of the same pod, on a node for the kubelet too."""
+
+    namespace: str = DEFAULT_NAMESPACE
+    """Where our objects live: the release's namespace."""
+
+    driver_name: str = DRIVER_NAME
+
+    kubeconfig: Path | None = None
+    """How to reach the API server. None: the pod's service account, whose token is read again when
+    it was rotated."""
+
+    http_listen: str = ""
+    """HOST:PORT of /healthz, /readyz and /metrics; an empty host: all addresses. Empty: nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerSettings(ClusterSettings):
+    """`shorthorn controller`."""
+
+    leader_elect: bool = True
+    """Whether reconcilers run only while this process holds the lease. Without it there must be one
+    replica."""
+
+    lease_name: str = DEFAULT_LEASE
+    """Lease object in `namespace`."""
+
+    identity: str = ""
+    """Who holds the lease: the pod's name, which nobody else has at any time. Empty: the host's
+    name with a random end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSettings(ClusterSettings):
+    """`shorthorn node`."""
+
+    node_id: str
+    """Name of the Kubernetes Node object; at most 192 bytes (CSI's limit for a node id is 256)."""
+
+    data_dir: Path = DEFAULT_DATA_DIR
+    """Holds the pool. The same path inside and outside of the container, because the kubelet and
+    mount tables name paths."""
+
+    pool_size_bytes: int | None = None
+    """As in `Settings`."""
+
+    node_tags: tuple[str, ...] = ()
+    """What an image's nodeSelector may ask for."""
+
+    disk_tags: tuple[str, ...] = ()
+    """What an image's diskSelector may ask for."""
+
+    peer_listen: str = ""
+    """HOST:PORT at which this node gives image bytes to others. Empty: it gives none."""
+
+    peer_address: str = ""
+    """HOST:PORT that others dial for `peer_listen`; told in the Pool object."""
+
+
 def parse_size(text: str) -> int:
     """Return bytes of "20G", "512MiB", "1T"; powers of 1024. Raises ValueError naming what is
     accepted.
@@ -88,7 +154,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Return host and port of "127.0.0.1:6443" or "[::1]:6443". Raises ValueError."""
+    """Return host and port of "127.0.0.1:6443", "[::1]:6443" or ":6443" (host empty: all).
+
+    Raises: ValueError.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:6443")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tests.fakes.csi_calls import capability, create_volume
 from tests.fakes.world import NODE, Host, running
 
+from shorthorn.csi.controller import Controller
+from shorthorn.csi.node import Node
 from shorthorn.csi.proto import csi_pb2
 from shorthorn.csi.server import CsiServer
 from shorthorn.engines.local import LocalEngine
@@ -151,11 +153,9 @@ async def serving(pool: Path, scratch: Path) -> AsyncIterator[CsiHost]:
     )
     server = CsiServer(
         scratch / "csi.sock",
-        volumes=host.volume_service,
-        snapshots=host.snapshot_service,
-        node=host.node,
-        node_id=NODE,
         driver_name=DRIVER,
+        controller=Controller(volumes=host.volume_service, snapshots=host.snapshot_service),
+        node=Node(node_id=NODE, service=host.node),
     )
     async with running(host):
         await server.start()

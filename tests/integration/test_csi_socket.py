@@ -18,6 +18,8 @@ from tests.fakes.csi_calls import capability
 from tests.fakes.world import NODE
 from tests.integration.csi_host import DRIVER, MIB, CsiHost, serving
 
+from shorthorn.csi.controller import Controller
+from shorthorn.csi.node import Node
 from shorthorn.csi.proto import csi_pb2
 from shorthorn.csi.server import CsiServer
 from shorthorn.domain.errors import Corrupt, InUse, InvalidArgument, Unavailable
@@ -407,11 +409,9 @@ async def test_only_the_owner_may_connect(xfs_csi: CsiHost) -> None:
 def another_server(csi: CsiHost, path: Path) -> CsiServer:
     return CsiServer(
         path,
-        volumes=csi.host.volume_service,
-        snapshots=csi.host.snapshot_service,
-        node=csi.host.node,
-        node_id=NODE,
         driver_name=DRIVER,
+        controller=Controller(volumes=csi.host.volume_service, snapshots=csi.host.snapshot_service),
+        node=Node(node_id=NODE, service=csi.host.node),
     )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shorthorn.daemon import Daemon, StartFailed
+from shorthorn.daemon.program import StartFailed
+from shorthorn.daemon.standalone import Daemon
 from shorthorn.domain.errors import Unavailable
 from shorthorn.settings import Settings
 
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_start_does_not_load_what_only_downloads_need() -> None:
-    loaded = "import sys, shorthorn.daemon; print([m for m in ('aiohttp',) if m in sys.modules])"
+def test_a_start_does_not_load_what_only_downloads_and_clusters_need() -> None:
+    loaded = (
+        "import sys, shorthorn.daemon.standalone;"
+        "print([m for m in ('aiohttp', 'prometheus_client') if m in sys.modules])"
+    )
     ran = subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True, text=True)
     assert ran.stdout.strip() == "[]"
 

@@ -1,7 +1,7 @@
 """`shorthorn up` and `shorthorn down`: the service on one host.
 
-Owns: options, logging, signals, going to the background, and what is printed. Must never: wire
-anything (`daemon` does).
+Owns: options, going to the background, and what is printed. Must never: wire anything (`daemon`
+does).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
+from shorthorn.commands.serving import log_to_stderr, refuse, serve
 from shorthorn.settings import (
     DEFAULT_DATA_DIR,
     DEFAULT_NAMESPACE,
@@ -91,11 +92,11 @@ def up(
     """
     settings = _settings(data_dir, pool_size, listen)
     if os.geteuid() != 0:
-        _refuse("`shorthorn up` attaches loop devices and mounts file systems: run it as root")
+        refuse("`shorthorn up` attaches loop devices and mounts file systems: run it as root")
     if background:
         _start_in_background(settings, sys.argv[1:])
         return
-    _log_to_stderr(verbose=verbose)
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     asyncio.run(_serve(settings))
 
 
@@ -104,48 +105,19 @@ def _settings(data_dir: Path, pool_size: str, listen: str) -> Settings:
         host, port = parse_listen(listen)
         size_bytes = parse_size(pool_size) if pool_size else None
     except ValueError as exc:
-        _refuse(str(exc))
+        refuse(str(exc))
     return Settings(data_dir, pool_size_bytes=size_bytes, listen_host=host, listen_port=port)
 
 
-def _refuse(message: str) -> NoReturn:
-    typer.echo(f"shorthorn: {message}", err=True)
-    raise typer.Exit(1)
-
-
-def _log_to_stderr(*, verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-
-
 async def _serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, or until a part of the daemon fails."""
     # The heavy half of the imports: only who serves pays.
-    from shorthorn.daemon import Daemon, StartFailed
+    from shorthorn.daemon.standalone import Daemon
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        async with Daemon(settings) as daemon:
-            typer.echo(next_steps(settings, pool=daemon.pool_dir, url=daemon.url))
-            sys.stdout.flush()
-            await _until(stop, daemon.failed)
-    except StartFailed as exc:
-        _refuse(str(exc))
+    def ready(daemon: Daemon) -> None:
+        typer.echo(next_steps(settings, pool=daemon.pool_dir, url=daemon.url))
+        sys.stdout.flush()
 
-
-async def _until(stop: asyncio.Event, failed: asyncio.Future[None]) -> None:
-    """Return when told to stop; raise when a part of the daemon failed."""
-    stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({stopping, failed}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if failed.done():
-        failed.result()
+    await serve(lambda: Daemon(settings), ready)
 
 
 def next_steps(settings: Settings, *, pool: Path, url: str) -> str:
@@ -198,10 +170,10 @@ def _start_in_background(settings: Settings, arguments: list[str]) -> None:
             typer.echo(f"  log         {log_file}")
             return
         if child.poll() is not None:
-            _refuse(f"the service did not start:\n{said.strip()}")
+            refuse(f"the service did not start:\n{said.strip()}")
         time.sleep(0.05)
     child.terminate()
-    _refuse(f"the service was not ready after {_START_TIMEOUT_S:.0f} s; see {log_file}")
+    refuse(f"the service was not ready after {_START_TIMEOUT_S:.0f} s; see {log_file}")
 
 
 def down(
@@ -225,9 +197,9 @@ def down(
         if release:
             _release(data_dir)
     except PermissionError as exc:
-        _refuse(f"{exc}; run it as root")
+        refuse(f"{exc}; run it as root")
     except (HostError, OSError) as exc:
-        _refuse(str(exc))
+        refuse(str(exc))
 
 
 def _stop(data_dir: Path) -> None:
@@ -242,7 +214,7 @@ def _stop(data_dir: Path) -> None:
             signal.pidfd_send_signal(process, signal.SIGTERM)
             # Until it has ended, and not only let go of its lock, it keeps file systems busy.
             if not select.select([process], [], [], _STOP_TIMEOUT_S)[0]:
-                _refuse(f"process {owner.pid} does not stop; see {data_dir / 'shorthorn.log'}")
+                refuse(f"process {owner.pid} does not stop; see {data_dir / 'shorthorn.log'}")
     typer.echo("stopped; volumes and images stay")
 
 

@@ -2,7 +2,7 @@
 
 Owns: one queue of names, served by a few workers: one name at a time by one worker, different names
 in parallel, bursts coalesced, failures tried again with back-off. Must never: know what is
-reconciled. Wired by `daemon.py`.
+reconciled. Wired by `daemon`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 
+from shorthorn.controllers.outcomes import reason_of
 from shorthorn.domain import errors
 
 log = logging.getLogger(__name__)
@@ -27,13 +29,27 @@ changes.
 """
 
 
+Observe = Callable[[str, float, str], None]
+"""Told after every reconcile: the controller's name, seconds, and `ok`, `conflict` or an error's
+reason.
+"""
+
+
 class Controller:
     """Calls `reconcile` for every name that was enqueued, until cancelled."""
 
-    def __init__(self, name: str, reconcile: Reconcile, *, workers: int = 8) -> None:
+    def __init__(
+        self,
+        name: str,
+        reconcile: Reconcile,
+        *,
+        workers: int = 8,
+        observe: Observe = lambda name, seconds, outcome: None,
+    ) -> None:
         self._name = name
         self._reconcile = reconcile
         self._workers = workers
+        self._observe = observe
         self._ready: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._active: set[str] = set()
@@ -88,19 +104,21 @@ class Controller:
                     self.enqueue(key)
 
     async def _once(self, key: str) -> None:
+        started, outcome = time.monotonic(), "ok"
         try:
             delay_s = await self._reconcile(key)
         except errors.Conflict:
-            delay_s = _CONFLICT_S
+            delay_s, outcome = _CONFLICT_S, "conflict"
         except asyncio.CancelledError as exc:
             if _is_cancelled():
                 raise
             # Something that was awaited was cancelled, not we: a worker must not end by that.
-            delay_s = self._failed(key, exc)
+            delay_s, outcome = self._failed(key, exc), reason_of(exc)
         except Exception as exc:
-            delay_s = self._failed(key, exc)
+            delay_s, outcome = self._failed(key, exc), reason_of(exc)
         else:
             self._failures.pop(key, None)
+        self._observe(self._name, time.monotonic() - started, outcome)
         if delay_s is not None:
             self.enqueue_later(key, delay_s)
 

@@ -1,7 +1,7 @@
 """Data in this node's pool that no object names.
 
 Owns: finding it, for the log. Must never: delete or adopt it: somebody restored an old database, or
-copied files into the pool, and only they know what it is. Called by `daemon.py` at start, before
+copied files into the pool, and only they know what it is. Called by `daemon` at start, before
 anything makes new data.
 """
 

@@ -16,6 +16,7 @@ from shorthorn.controllers.contents import Content, ContentFetcher
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
 from shorthorn.domain import planning
+from shorthorn.domain.errors import InUse
 from shorthorn.domain.models import (
     ImageKey,
     Snapshot,
@@ -24,6 +25,7 @@ from shorthorn.domain.models import (
     VolumeState,
     VolumeStatus,
 )
+from shorthorn.domain.node_ports import VolumeUse
 from shorthorn.domain.planning import Step
 from shorthorn.domain.ports import Engine, Registry
 from shorthorn.kit.keyed import KeyedLocks
@@ -34,7 +36,9 @@ _MEASURE_S = 60.0
 
 
 class VolumeReconciler:
-    """One Volume at a time. `contents` brings sources of other nodes; None: there are none."""
+    """One Volume at a time. `contents` brings sources of other nodes; None: there are none. `use` tells
+    who uses a volume: its data stays.
+    """
 
     def __init__(
         self,
@@ -43,11 +47,13 @@ class VolumeReconciler:
         locks: KeyedLocks[str],
         *,
         contents: ContentFetcher | None = None,
+        use: VolumeUse | None = None,
     ) -> None:
         self._volumes = volumes
         self._contents = contents
         self._engine = engine
         self._locks = locks
+        self._use = use
         #: When each volume is to be measured again, in the loop's time.
         self._measure_at: dict[str, float] = {}
 
@@ -126,6 +132,10 @@ class VolumeReconciler:
 
     async def _delete(self, name: str) -> None:
         async with self._locks.hold([name]):
+            # A block volume may be bound for a workload and not open: the engine would not notice.
+            user = await self._use.find_user(name) if self._use is not None else None
+            if user:
+                raise InUse("volume", name, user)
             await self._engine.delete_volume(name)
 
     async def _refresh(self, volume: Volume) -> float | None:

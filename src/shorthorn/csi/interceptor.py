@@ -32,6 +32,7 @@ _MARGIN_S = 1.0
 _LOGGED_FIELDS = ("name", "volume_id", "snapshot_id", "source_volume_id", "target_path")
 #: Codes that tell of a normal course of things.
 _QUIET = frozenset({StatusCode.ABORTED, StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED})
+_CONTROLLER = "/csi.v1.Controller/"
 
 
 def budget_s(context: aio.ServicerContext[Any, Any]) -> float:
@@ -43,7 +44,10 @@ def budget_s(context: aio.ServicerContext[Any, Any]) -> float:
 
 
 class CallInterceptor(aio.ServerInterceptor):
-    """Wraps every unary call."""
+    """Wraps every unary call. `check` may refuse those of the Controller service, by raising."""
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
 
     async def intercept_service(
         self,
@@ -56,11 +60,16 @@ class CallInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
-        rpc = str(handler_call_details.method).rpartition("/")[2]
+        method = str(handler_call_details.method)
         behaviour: Any = handler.unary_unary
 
+        async def checked(request: Any, context: Any) -> Any:
+            if method.startswith(_CONTROLLER):
+                self._check()
+            return await behaviour(request, context)
+
         async def call(request: Any, context: Any) -> Any:
-            return await _call(rpc, behaviour, request, context)
+            return await _call(method.rpartition("/")[2], checked, request, context)
 
         return grpc.unary_unary_rpc_method_handler(
             call,

@@ -1,7 +1,7 @@
 """The gRPC server on its unix socket.
 
 Owns the socket file: who may connect (its owner alone), and that a living server's socket is never
-taken away. Wired by `daemon.py`.
+taken away. Wired by `daemon`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from typing import TYPE_CHECKING, Final
 
 from grpc import aio
 
-from shorthorn.csi.controller import Controller
 from shorthorn.csi.identity import Identity
 from shorthorn.csi.interceptor import CallInterceptor
-from shorthorn.csi.node import Node
 from shorthorn.csi.proto import csi_pb2_grpc
 from shorthorn.domain.errors import InUse, InvalidArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from shorthorn.services.node import NodeService
-    from shorthorn.services.snapshots import SnapshotService
-    from shorthorn.services.volumes import VolumeService
+    from shorthorn.csi.controller import Controller
+    from shorthorn.csi.node import Node
 
 #: sun_path holds 108 bytes with its end; ours is bound under a longer name first.
 _PATH_BYTES_MAX = 107
@@ -40,28 +38,32 @@ _OPTIONS: Final = (
 
 
 class CsiServer:
-    """Serves the three CSI services of one node. `start` once, `stop` once."""
+    """Serves Identity, and whichever of the other two services it is given. `start` once, `stop`
+    once.
+
+    Args: check: called before every call of the Controller service; what it raises is the answer.
+    """
 
     def __init__(
         self,
         socket: Path,
         *,
-        volumes: VolumeService,
-        snapshots: SnapshotService,
-        node: NodeService,
-        node_id: str,
         driver_name: str,
+        controller: Controller | None = None,
+        node: Node | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._socket = socket
         self._is_serving = False
-        self._server = aio.server(interceptors=(CallInterceptor(),), options=_OPTIONS)
+        self._server = aio.server(interceptors=(CallInterceptor(check),), options=_OPTIONS)
         identity = Identity(
             driver_name=driver_name, version=version("shorthorn"), is_ready=lambda: self._is_serving
         )
-        controller = Controller(volumes=volumes, snapshots=snapshots)
         csi_pb2_grpc.add_IdentityServicer_to_server(identity, self._server)
-        csi_pb2_grpc.add_ControllerServicer_to_server(controller, self._server)
-        csi_pb2_grpc.add_NodeServicer_to_server(Node(node_id=node_id, service=node), self._server)
+        if controller is not None:
+            csi_pb2_grpc.add_ControllerServicer_to_server(controller, self._server)
+        if node is not None:
+            csi_pb2_grpc.add_NodeServicer_to_server(node, self._server)
 
     async def start(self) -> None:
         """Serve on the socket; calls are accepted when this returns.

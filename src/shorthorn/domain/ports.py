@@ -283,3 +283,12 @@ class ClaimDirectory(Protocol):
         """Return the volume handles of persistent volumes bound to a claim of this name, in any
         namespace.
         """
+
+
+class NodeDirectory(Protocol):
+    """Knows the machines of a cluster."""
+
+    async def is_known(self, node_id: str) -> bool:
+        """Return whether the cluster has a node of this name, be it up or down. Raises
+        Unavailable: nobody knows at the moment.
+        """

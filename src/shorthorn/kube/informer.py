@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 from lightkube import AsyncClient
-from lightkube.core.exceptions import ApiError
+from lightkube.core.exceptions import ApiError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,25 @@ class Subscription:
 
 
 class Informer:
-    """The objects of `resource` in `namespace` (`*`: all), by key `name` or `namespace/name`."""
+    """The objects of `resource` in `namespace` (`*`: all), by key `name` or `namespace/name`;
+    of them only those that carry all `labels`.
+    """
 
-    def __init__(self, client: AsyncClient, resource: Any, *, namespace: str | None) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        resource: Any,
+        *,
+        namespace: str | None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         self._client: Any = client
         self._resource = resource
         self._namespace = namespace
+        self._options: dict[str, Any] = {} if namespace is None else {"namespace": namespace}
+        if labels:
+            self._options["labels"] = dict(labels)
+        self._problem = ""
         self._objects: dict[str, Mapping[str, Any]] = {}
         self._subscriptions: set[Subscription] = set()
         self._synced = asyncio.Event()
@@ -62,6 +75,11 @@ class Informer:
     def objects(self) -> Mapping[str, Mapping[str, Any]]:
         """The picture as last seen. Callers must not change what they get."""
         return self._objects
+
+    @property
+    def problem(self) -> str:
+        """What the last list or watch met, in words; empty while all is well."""
+        return self._problem
 
     async def wait_synced(self) -> None:
         """Return once the first list has been read."""
@@ -85,11 +103,13 @@ class Informer:
         while True:
             try:
                 version = await self._relist()
-                delay_s = _RETRY_S
+                delay_s, self._problem = _RETRY_S, ""
                 await self._watch(version)
-            except (ApiError, httpx2.HTTPError, ValueError) as exc:
-                # ValueError: a line that was cut off, or is no JSON.
+            except (ApiError, httpx2.HTTPError, ConfigError, ValueError) as exc:
+                # ValueError: a line that was cut off, or is no JSON. ConfigError: no credentials,
+                # as while a token is being replaced.
                 if not _is_gone(exc):
+                    self._problem = f"{self._resource.__name__}: {exc or type(exc).__name__}"
                     log.warning(
                         "watch of %s broken, again in %.1f s: %r",
                         self._resource.__name__,
@@ -101,8 +121,7 @@ class Informer:
                 delay_s = min(delay_s * 2, _RETRY_S_MAX)
 
     async def _relist(self) -> str:
-        options: dict[str, Any] = {} if self._namespace is None else {"namespace": self._namespace}
-        listing = self._client.list(self._resource, **options)
+        listing = self._client.list(self._resource, **self._options)
         objects = {}
         async for obj in listing:
             data = as_mapping(obj)
@@ -117,8 +136,7 @@ class Informer:
 
     async def _watch(self, version: str) -> None:
         """Follow changes until the server closes the stream in an orderly way."""
-        options: dict[str, Any] = {} if self._namespace is None else {"namespace": self._namespace}
-        events = self._client.watch(self._resource, resource_version=version, **options)
+        events = self._client.watch(self._resource, resource_version=version, **self._options)
         async with contextlib.aclosing(events):
             async for event, obj in events:
                 if event not in ("ADDED", "MODIFIED", "DELETED"):

@@ -1,7 +1,7 @@
 """Registries of our kinds over a Kubernetes API: the implementation of `domain.ports.Registry`.
 
 Owns: create, read, update, delete and wait for one kind in one namespace. Must never: decide
-anything about an object. Wired by `daemon.py`; used by services and controllers through the port.
+anything about an object. Wired by `daemon`; used by services and controllers through the port.
 """
 
 from __future__ import annotations
@@ -20,19 +20,33 @@ from shorthorn.kube.resources import Domain, Kind
 
 
 class KubeRegistry(Generic[Domain]):
-    """One kind in one namespace. `run` must be running for `cached`, `wait` and `subscribe`."""
+    """One kind in one namespace. `run` must be running for `cached`, `wait` and `subscribe`, which
+    show only objects that carry all labels of `watched`.
+    """
 
-    def __init__(self, client: AsyncClient, kind: Kind[Domain], *, namespace: str) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        kind: Kind[Domain],
+        *,
+        namespace: str,
+        watched: Mapping[str, str] | None = None,
+    ) -> None:
         self._client: Any = client
         self._kind = kind
         self._namespace = namespace
         self._resource = kind.resource
-        self._informer = Informer(client, self._resource, namespace=namespace)
+        self._informer = Informer(client, self._resource, namespace=namespace, labels=watched)
         self._decoded: dict[str, tuple[Mapping[str, Any], Domain]] = {}
 
     async def run(self) -> None:
         """Keep the cache true until cancelled."""
         await self._informer.run()
+
+    @property
+    def problem(self) -> str:
+        """Why the cache is not true at the moment, in words; empty while it is."""
+        return self._informer.problem
 
     async def wait_synced(self) -> None:
         await self._informer.wait_synced()

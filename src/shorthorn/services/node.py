@@ -75,7 +75,8 @@ class VolumeStats:
 
 class NodeService:
     """See the module. `locks` are held by volume id, and shared with whatever else changes volumes
-    on this node.
+    on this node. `released` is told of every volume that was unstaged: its deletion may wait for
+    that.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class NodeService:
         storage: NodeStorage,
         operations: KeyedOperations,
         locks: KeyedLocks[str],
+        released: Callable[[str], None] = lambda volume_id: None,
     ) -> None:
         self._engine = engine
         self._storage = storage
         self._operations = operations
         self._locks = locks
+        self._released = released
 
     async def stage(self, request: StageRequest) -> None:
         """Attach the volume; mount it at the staging path unless it is a block volume.
@@ -106,6 +109,7 @@ class NodeService:
         _check_paths(staging_target_path=staging_path)
         path = await self._storage.resolve(staging_path)
         await self._run(volume_id, ("unstage", path), lambda: self._unstage(volume_id, path))
+        self._released(volume_id)
 
     async def publish(self, request: PublishRequest) -> None:
         """Make the staged volume visible at the target path.

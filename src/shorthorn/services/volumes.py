@@ -26,6 +26,7 @@ from shorthorn.domain.models import NO_MAP, Meta, Volume, VolumeSource, VolumeSp
 from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.capabilities import Capability, check_all_offered
+from shorthorn.services.deletions import wait_until_gone
 from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
 from shorthorn.services.image_requests import (
     IMAGE_KEY,
@@ -126,8 +127,9 @@ class VolumeService:
     async def delete(self, volume_id: str, *, timeout_s: float) -> None:
         """Make the volume absent; missing is success.
 
-        Raises: InUse: it is staged or published; nothing was started. OperationPending: something
-            is being made from it. StillWorking: its data is not gone yet.
+        Raises: InUse: it is staged or published; on one host nothing was started, in a cluster it
+            goes once it is let go. OperationPending: something is being made from it. StillWorking:
+            its data is not gone yet.
         """
         budget = Budget(timeout_s)
         volume = await self._operations.run(
@@ -137,13 +139,7 @@ class VolumeService:
             await self._origins.release(volume_id, VolumeSource(volume=volume_id))
             return
         await self._origins.release(volume_id, volume.spec.source)
-        await wait_for(
-            self._volumes,
-            volume_id,
-            lambda found: found is None or found.meta.uid != volume.meta.uid,
-            budget=budget,
-            progress=lambda found: (found and found.status.message) or "its data is being removed",
-        )
+        await wait_until_gone(self._volumes, volume, budget=budget)
 
     async def expand(self, volume_id: str, capacity: CapacityRange, *, timeout_s: float) -> Volume:
         """Return the volume with at least the capacity asked for; it never shrinks.

@@ -7,14 +7,12 @@ in the caller's event loop; takes no signals. Wired by `daemon`, and by tests.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvicorn
-
+from shorthorn.kit.guest_server import GuestServer
 from shorthorn.standalone.apiserver import watch, watch_stream
 from shorthorn.standalone.apiserver.app import App
 from shorthorn.standalone.apiserver.deletion import (
@@ -30,7 +28,7 @@ from shorthorn.standalone.apiserver.watch import WatchHub
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from shorthorn.standalone.apiserver.credentials import Tls
     from shorthorn.standalone.apiserver.kinds import KindSet
@@ -43,24 +41,6 @@ _EVENT_TTL = dt.timedelta(hours=1)
 _EVENT_SWEEP_INTERVAL_S = 300.0
 #: How long requests in flight may take to end at stop.
 _GRACE_S = 3
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn as a guest in another's event loop: no signal handlers; says when it is up."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_up = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the daemon."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept."""
-        await super().startup(sockets)
-        self.is_up.set()
 
 
 class ApiServer:
@@ -100,8 +80,8 @@ class ApiServer:
             bookmark_interval_s=bookmark_interval_s,
         )
         self._app = App(kinds, handlers, token)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._server: _Uvicorn | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._server: GuestServer | None = None
         self._url = ""
 
     @property
@@ -131,49 +111,28 @@ class ApiServer:
             await self._store.close()
             raise
         self._url, self._app.address = self._describe(listener)
-        self._server = _Uvicorn(self._config())
-        serving = loop.create_task(self._server.serve(sockets=[listener]), name="api-server")
-        up = loop.create_task(self._server.is_up.wait(), name="api-server-up")
-        await asyncio.wait((serving, up), return_when=asyncio.FIRST_COMPLETED)
-        up.cancel()
-        sweeping = loop.create_task(self._sweep_events(), name="api-event-sweep")
-        self._tasks = [serving, sweeping]
-        if serving.done():
+        tls = self._tls.context() if self._tls is not None else None
+        self._server = GuestServer(self._app, listener, tls=tls, grace_s=_GRACE_S)
+        try:
+            await self._server.start()
+        except RuntimeError:
             await self.stop()
-            raise RuntimeError("the HTTP server did not start")
+            raise
+        self._sweeping = loop.create_task(self._sweep_events(), name="api-event-sweep")
         _log.info("API server at %s", self._url)
 
     async def stop(self) -> None:
         """End watches, finish requests in flight, close the database. May be called twice."""
         self._hub.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
+            self._sweeping = None
         if self._server is not None:
-            self._server.should_exit = True
-        for task in self._tasks[1:]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+            await self._server.stop()
         await self._store.close()
         if isinstance(self._address, Path):
             self._address.unlink(missing_ok=True)
-
-    def _config(self) -> uvicorn.Config:
-        config = uvicorn.Config(
-            self._app,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            loop="none",
-            log_config=None,
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-        config.load()
-        if self._tls is not None:
-            config.ssl = self._tls.context()
-        return config
 
     def _describe(self, listener: socket.socket) -> tuple[str, str]:
         if isinstance(self._address, Path):
