@@ -130,6 +130,22 @@ def data_ranges(descriptor: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
+def next_data_range(descriptor: int, offset: int, end: int) -> tuple[int, int]:
+    """Return [start, end) of the next data at or after `offset`, cut at `end`; none: `end` twice.
+
+    Moves the descriptor's position and nothing else.
+    """
+    try:
+        start = os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:
+            return end, end
+        raise
+    if start >= end:
+        return end, end
+    return start, min(os.lseek(descriptor, start, os.SEEK_HOLE), end)
+
+
 @contextlib.contextmanager
 def _read_lease(descriptor: int, path: Path) -> Iterator[None]:
     """Hold a lease that the kernel grants only while nobody has the file open for writing."""

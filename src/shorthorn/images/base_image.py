@@ -2,7 +2,7 @@
 
 Owns `base.raw` while it is made: a disk of whole sectors that shares its blocks with the artifact
 wherever the file system can. Must never change the artifact, and never see a file that
-`images.inspection` has not judged. Called by `images.fetcher`.
+`images.inspection` has not judged. Called by `images.fetcher` and `images.peer_fetcher`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from shorthorn.domain.ports import ReportProgress
     from shorthorn.images.inspection import Inspection
+
+BASE_NAME = "base.raw"
 
 
 async def make_base(

@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shorthorn.domain.models import Progress
+from shorthorn.host.sparse_copy import next_data_range
 from shorthorn.kit.threads import in_stoppable_thread
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _chunks(descriptor: int, total: int) -> Iterator[tuple[int, bytes | memoryvi
     zeros = memoryview(_ZEROS)
     offset = 0
     while offset < total:
-        data, hole = _next_data(descriptor, offset, total)
+        data, hole = next_data_range(descriptor, offset, total)
         while offset < data:
             length = min(_CHUNK_BYTES, data - offset)
             offset += length
@@ -89,17 +90,6 @@ def _chunks(descriptor: int, total: int) -> Iterator[tuple[int, bytes | memoryvi
             os.posix_fadvise(descriptor, offset, len(chunk), os.POSIX_FADV_DONTNEED)
             offset += len(chunk)
             yield offset, chunk
-
-
-def _next_data(descriptor: int, offset: int, total: int) -> tuple[int, int]:
-    """Return [start, end) of the next data at or after `offset`; the end of the file is both."""
-    try:
-        data = os.lseek(descriptor, offset, os.SEEK_DATA)
-    except OSError as exc:
-        if exc.errno == errno.ENXIO:
-            return total, total
-        raise
-    return min(data, total), min(os.lseek(descriptor, data, os.SEEK_HOLE), total)
 
 
 @contextlib.contextmanager

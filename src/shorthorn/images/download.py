@@ -15,15 +15,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shorthorn.domain.models import ImageFormat, Progress
+from shorthorn.domain.models import ImageFormat
 from shorthorn.images import http_source
 from shorthorn.images.download_journal import DownloadJournal, read_journal, write_journal
 from shorthorn.images.http_source import AlreadyComplete, FileChanged, Part, SourceTroubled
 from shorthorn.images.inspection import judge_head, promised_format
+from shorthorn.images.rate import Rate, finish_reporting
 from shorthorn.images.staged_writer import StagedWriter
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 ARTIFACT_NAME = "artifact"
 #: Enough for every magic number in `images.inspection` but those of foreign disks, seen at the end.
 _EARLY_HEAD_BYTES = 64 << 10
-_REPORT_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class _Transfer:
         self._path = request.staging / ARTIFACT_NAME
         self._journal = journal
         self._restarts = 0
-        self._rate = _Rate(report)
+        self._rate = Rate(report, "downloading")
 
     async def run(self) -> Downloaded:
         async with http_source.open_session() as session:
@@ -136,7 +135,7 @@ class _Transfer:
                 await writer.suspend()
                 raise
             head.judge()
-            checksum = await self._finish(writer)
+            checksum = await finish_reporting(writer, self._rate)
         self._journal = _changed(self._journal, durable_bytes=writer.position, checksum=checksum)
         await write_journal(self._request.staging, self._journal)
         return Downloaded(self._path, writer.position, checksum)
@@ -211,18 +210,6 @@ class _Transfer:
                 f"the server ended after {writer.position} of {total} promised bytes"
             )
 
-    async def _finish(self, writer: StagedWriter) -> str:
-        """Wait for disk and hash, reporting the latter where it lags."""
-        total = writer.position
-        ending = asyncio.create_task(writer.finish(), name="download-finish")
-        try:
-            while not ending.done():
-                self._rate.say(total, total, f"verified {writer.hashed_bytes} of {total} bytes")
-                await asyncio.wait({ending}, timeout=_REPORT_INTERVAL_S)
-        finally:
-            ending.cancel()
-        return await ending
-
 
 class _Head:
     """The first bytes of a file, judged as soon as there are enough of them."""
@@ -244,27 +231,6 @@ class _Head:
             judge_head(bytes(self._bytes), promised=self._promised)
             self._judged = True
             self._bytes.clear()
-
-
-class _Rate:
-    """Reports progress a few times a second, with the speed since the last time."""
-
-    def __init__(self, report: ReportProgress) -> None:
-        self._report = report
-        self._last_s = time.monotonic()
-        self._last_bytes: int | None = None
-
-    def say(self, done_bytes: int, total_bytes: int, message: str = "") -> None:
-        now = time.monotonic()
-        if self._last_bytes is None:
-            self._last_bytes = done_bytes
-        elif not message and now - self._last_s < _REPORT_INTERVAL_S:
-            return
-        if not message:
-            speed = (done_bytes - self._last_bytes) / max(now - self._last_s, 1e-6)
-            message = f"downloading, {speed / (1 << 20):.1f} MiB/s"
-        self._last_s, self._last_bytes = now, done_bytes
-        self._report(Progress(done_bytes, total_bytes, message))
 
 
 def _changed(

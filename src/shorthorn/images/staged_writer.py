@@ -3,7 +3,7 @@
 Owns the half-made artifact while it grows: three lanes that run beside the network. One writes
 (zero runs stay holes), one computes the SHA-512 of what is written, one makes it durable and then
 says how far it is. Must never say that a byte is durable before it is, and never hold more than a
-few blocks in memory. Called by `images.download`.
+few blocks in memory. Called by `images.download` and `images.peer_transfer`.
 
 The hash lane reads what was written from the page cache. After a restart it begins at the first
 byte, which is on disk, while the network goes on behind it; so neither ever waits for the other,
@@ -18,8 +18,10 @@ import errno
 import hashlib
 import os
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shorthorn.host.sparse_copy import next_data_range
 from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 #: (some 50 µs) cheap; the queue of them bounds our memory.
 BLOCK_BYTES = 2 << 20
 _QUEUED_BLOCKS = 4
+#: A block of scattered pieces is handed on at this many of them, or this far into the file.
+_RUNS_MAX = 512
+_SPAN_BYTES_MAX = 64 << 20
 _PAGE_BYTES = 4096
 #: Shorter runs of zeros are written: a hole costs two extents, 40 µs in every clone ever made.
 HOLE_MIN_BYTES = 64 << 10
@@ -39,6 +44,32 @@ CHECKPOINT_INTERVAL_S = 5.0
 
 _ZERO_PAGE = bytes(_PAGE_BYTES)
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
+
+
+@dataclass(slots=True)
+class _Block:
+    """What lies between `start` and `end` of the file: runs of bytes in order, holes elsewhere."""
+
+    start: int
+    end: int
+    runs: list[tuple[int, bytearray]] = field(default_factory=list)
+    data_bytes: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return (
+            self.data_bytes >= BLOCK_BYTES
+            or len(self.runs) >= _RUNS_MAX
+            or self.end - self.start >= _SPAN_BYTES_MAX
+        )
+
+    def append(self, data: memoryview) -> None:
+        if self.runs and self.runs[-1][0] + len(self.runs[-1][1]) == self.end:
+            self.runs[-1][1].extend(data)
+        else:
+            self.runs.append((self.end, bytearray(data)))
+        self.end += len(data)
+        self.data_bytes += len(data)
 
 
 class StagedWriter:
@@ -55,8 +86,8 @@ class StagedWriter:
         self.position = offset_bytes
         self._path = path
         self._on_durable = on_durable
-        self._block = bytearray()
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_BLOCKS)
+        self._block = _Block(offset_bytes, offset_bytes)
+        self._queue: asyncio.Queue[_Block | None] = asyncio.Queue(_QUEUED_BLOCKS)
         self._written = offset_bytes
         self._durable = offset_bytes
         self._hashed = 0
@@ -99,14 +130,28 @@ class StagedWriter:
         if cancelled is not None:
             raise cancelled
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes; waits while the disk is behind. Raises: OSError of earlier bytes."""
         self._raise_error()
-        self.position += len(data)
-        self._block += data
-        while len(self._block) >= BLOCK_BYTES:
-            await self._queue.put(bytes(self._block[:BLOCK_BYTES]))
-            del self._block[:BLOCK_BYTES]
+        rest = memoryview(data)
+        while rest:
+            piece = rest[: BLOCK_BYTES - self._block.data_bytes]
+            rest = rest[len(piece) :]
+            self._block.append(piece)
+            self.position += len(piece)
+            await self._hand_on_if_full()
+
+    async def write_hole(self, length_bytes: int) -> None:
+        """Take so many zeros that are to be a hole, however short. Waits and raises as `write`."""
+        self._raise_error()
+        self._block.end += length_bytes
+        self.position += length_bytes
+        await self._hand_on_if_full()
+
+    async def _hand_on_if_full(self) -> None:
+        if self._block.is_full:
+            block, self._block = self._block, _Block(self.position, self.position)
+            await self._queue.put(block)
 
     async def finish(self) -> str:
         """Make everything durable; return the SHA-512 of the whole file, lower-case hex.
@@ -129,9 +174,9 @@ class StagedWriter:
         self._raise_error()
 
     async def _end_input(self) -> None:
-        if self._block:
-            await self._queue.put(bytes(self._block))
-            self._block.clear()
+        if self._block.end > self._block.start:
+            block, self._block = self._block, _Block(self.position, self.position)
+            await self._queue.put(block)
         await self._queue.put(None)
 
     def _raise_error(self) -> None:
@@ -152,8 +197,9 @@ class StagedWriter:
 
     async def _write_lane(self) -> None:
         while (block := await self._queue.get()) is not None:
-            await in_thread(_write_sparse, self._descriptor, block, self._written)
-            self._written += len(block)
+            assert block.start == self._written
+            await in_thread(_write_sparse, self._descriptor, block)
+            self._written = block.end
             self._progressed.set()
         self._ended = True
         self._progressed.set()
@@ -169,13 +215,23 @@ class StagedWriter:
             await self._wait_for_progress()
 
     def _hash_range(self, offset: int, length: int) -> None:
-        while length:
-            data = os.pread(self._descriptor, length, offset)
-            if not data:
-                raise OSError(errno.EIO, "the file was cut while it was written", str(self._path))
-            self._sha512.update(data)
-            offset += len(data)
-            length -= len(data)
+        end = offset + length
+        if os.fstat(self._descriptor).st_size < end:
+            raise self._was_cut()
+        while offset < end:
+            # Not read: the page cache would fill with zeros.
+            data_start, data_end = next_data_range(self._descriptor, offset, end)
+            self._sha512.update(memoryview(_ZERO_BLOCK)[: data_start - offset])
+            offset = data_start
+            while offset < data_end:
+                data = os.pread(self._descriptor, data_end - offset, offset)
+                if not data:
+                    raise self._was_cut()
+                self._sha512.update(data)
+                offset += len(data)
+
+    def _was_cut(self) -> OSError:
+        return OSError(errno.EIO, "the file was cut while it was written", str(self._path))
 
     async def _durable_lane(self) -> None:
         due = time.monotonic() + CHECKPOINT_INTERVAL_S
@@ -203,21 +259,22 @@ class StagedWriter:
         self._progressed.clear()
 
 
-def _write_sparse(descriptor: int, block: bytes, offset: int) -> None:
-    """Append a block at `offset`, the end of the file, leaving out long runs of zero pages.
+def _write_sparse(descriptor: int, block: _Block) -> None:
+    """Append a block at the end of the file, leaving out holes and long runs of zero pages.
 
     The file is made longer first: for writes behind the end, XFS allocates ahead, and what lies in
     a hole then stays allocated.
     """
-    os.ftruncate(descriptor, offset + len(block))
-    view = memoryview(block)
-    for start, end in _runs_of_data(block):
-        done = start
-        while done < end:
-            done += os.pwrite(descriptor, view[done:end], offset + done)
+    os.ftruncate(descriptor, block.end)
+    for offset, data in block.runs:
+        view = memoryview(data)
+        for start, end in _runs_of_data(data):
+            done = start
+            while done < end:
+                done += os.pwrite(descriptor, view[done:end], offset + done)
 
 
-def _runs_of_data(block: bytes) -> list[tuple[int, int]]:
+def _runs_of_data(block: bytearray) -> list[tuple[int, int]]:
     """Return [start, end) of what to write: pages with data, and the short gaps between them."""
     runs: list[tuple[int, int]] = []
     if block == (_ZERO_BLOCK if len(block) == BLOCK_BYTES else bytes(len(block))):
