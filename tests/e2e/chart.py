@@ -93,6 +93,7 @@ VALUE_SETS = (
         "least",
         {
             "crds": {"install": False},
+            "protection": {"enabled": False},
             "storageClass": {"create": False},
             "snapshotClass": {"create": False},
         },

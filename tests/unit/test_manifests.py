@@ -53,6 +53,14 @@ def test_the_definitions_are_those_that_the_embedded_server_reads() -> None:
     assert [p.read_bytes() for p in copies] == [p.read_bytes() for p in OWN_CRDS]
 
 
+def test_nobody_deletes_the_index_of_the_data_while_nodes_run() -> None:
+    policy = of_kind(documents("shorthorn.yaml"), "ValidatingAdmissionPolicy")[0]["spec"]
+    rules = policy["matchConstraints"]["resourceRules"]
+    guarded = {name for rule in rules for name in rule["resourceNames"]}
+    assert guarded == {d["metadata"]["name"] for d in documents("crds.yaml")}
+    assert {operation for rule in rules for operation in rule["operations"]} == {"DELETE"}
+
+
 def test_the_snapshot_definitions_are_the_csi_projects_own() -> None:
     files = sorted((CHART / "charts/snapshot-controller/crds").iterdir())
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
