@@ -1,7 +1,7 @@
 # The one door: thin targets over scripts/ and .venv/bin. Each makes the checkout ready first
 # (scripts/setup), which takes no time when nothing is missing.
 .DEFAULT_GOAL := help
-.PHONY: help run up down test conformance e2e check bench fmt lock generate clean
+.PHONY: help run up down test conformance e2e check bench fmt lock generate manifests container clean
 bin := .venv/bin
 export DATA_DIR ?= .data
 
@@ -59,6 +59,12 @@ lock: ## pin the packages that pyproject.toml asks for (UPGRADE=1: the newest of
 generate: ## make the CSI stubs from proto/csi.proto again
 	@scripts/setup check
 	@$(bin)/python hatch_build.py
+
+manifests: ## render deploy/manifests from the Helm chart; needs helm
+	@scripts/manifests
+
+container: ## make the container image's root file system without a container engine, and try it; needs root
+	@scripts/container-rootfs
 
 clean: ## remove what set-up, tests and tools made; never ./.data
 	@rm -rf .venv .cache .hypothesis .pytest_cache build dist src/shorthorn/csi/proto
