@@ -239,7 +239,7 @@ def test_a_silent_node_is_passed_over_and_comes_back_by_its_own_report() -> None
         since = pool.status.conditions[0].changed_at
         pools = await scene.pools.list()
         with pytest.raises(NoAccessiblePool):
-            choose_pool(pools, TopologyRequirement(), among={"pool-a"}, what="volume")
+            choose_pool(pools, TopologyRequirement(), source=None, what="volume")
         scene.spawn(scene.reporters["a"].run())
         await asyncio.sleep(5)
         pool = await scene.pool("a")

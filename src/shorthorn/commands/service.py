@@ -145,7 +145,7 @@ def _start_in_background(settings: Settings, arguments: list[str]) -> None:
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
-        _refuse(f"cannot make {settings.data_dir}: {exc.strerror}")
+        refuse(f"cannot make {settings.data_dir}: {exc.strerror}")
     log_file = settings.data_dir / "shorthorn.log"
     rest = [argument for argument in arguments if argument != "--background"]
     with log_file.open("ab") as log:
@@ -234,7 +234,7 @@ def _refuse_while_in_use(data_dir: Path) -> None:
 
     used = asyncio.run(find_users(data_dir))
     if used:
-        _refuse(
+        refuse(
             f"the pool is in use ({', '.join(map(str, used[:3]))}); undo every `shorthorn mount` "
             "and `path` with `shorthorn umount`, then release"
         )

@@ -36,8 +36,8 @@ _MEASURE_S = 60.0
 
 
 class VolumeReconciler:
-    """One Volume at a time. `contents` brings sources of other nodes; None: there are none. `use` tells
-    who uses a volume: its data stays.
+    """One Volume at a time. `contents` brings sources of other nodes; None: there are none. `use`
+    tells who uses a volume: its data stays.
     """
 
     def __init__(

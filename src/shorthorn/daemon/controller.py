@@ -37,6 +37,7 @@ from shorthorn.kit.keyed import KeyedOperations
 from shorthorn.kube.leader import KubeLeases, LeaderElection
 from shorthorn.kube.neighbours import find_foreign_images, find_longhorn
 from shorthorn.kube.nodes import KubeNodeDirectory
+from shorthorn.kube.peer_authority import PeerAuthority
 from shorthorn.services.deletions import UseSeenByNodes
 from shorthorn.settings import ControllerSettings, parse_listen
 from shorthorn.telemetry import Metrics, TelemetryServer
@@ -160,6 +161,7 @@ class ControllerProgram(Program):
     def _leader_tasks(self) -> Iterator[Coroutine[Any, Any, None]]:
         registries = self._registries
         yield from image_tasks(registries, observe=self._metrics.reconciled)
+        yield PeerAuthority(self._client, namespace=self._settings.namespace).run()
         yield LostNodes(
             registries.pools,
             registries.volumes,

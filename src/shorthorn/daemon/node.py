@@ -15,9 +15,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
-
-from lightkube import AsyncClient
 
 from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.pools import PoolReporter
@@ -37,8 +34,11 @@ from shorthorn.domain.models import PoolSpec
 from shorthorn.domain.ports import Engine, PeerSource
 from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
+from shorthorn.images.peer_fetcher import PeerFetcher
+from shorthorn.images.peer_server import PeerServer
 from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
+from shorthorn.kube.peer_identity import PeerIdentity
 from shorthorn.services.node import NodeService
 from shorthorn.settings import NodeSettings, parse_listen
 from shorthorn.telemetry import Metrics, TelemetryServer
@@ -49,16 +49,6 @@ HEARTBEAT_S = 15.0
 """How often a node says that it lives; it is silent after a minute (`domain.node_loss`)."""
 
 _RETRY_S_MAX = 10.0
-
-
-class PeerServer(Protocol):
-    """Gives bytes of this node's pool to other nodes."""
-
-    async def start(self) -> None:
-        """Serve; requests are answered when this returns."""
-
-    async def stop(self) -> None:
-        """End transfers; the receivers go on elsewhere."""
 
 
 class NodeProgram(Program):
@@ -89,7 +79,7 @@ class NodeProgram(Program):
         engine, pool_dir = await self._stack.enter_async_context(
             open_engine(settings.data_dir, pool_size_bytes=settings.pool_size_bytes)
         )
-        await self._start_peers(engine, self._client)
+        await self._start_peers(engine, pool_dir)
         locks: KeyedLocks[str] = KeyedLocks()
         operations = KeyedOperations()
         node = NodeService(
@@ -138,23 +128,28 @@ class NodeProgram(Program):
             pool,
             pool_dir=pool_dir,
             use=node,
+            peers=self._peers,
             observe=self._metrics.reconciled,
         )
 
     # --- image bytes between nodes
 
-    async def _start_peers(self, engine: Engine, client: AsyncClient) -> None:
-        """Begin to give and take image bytes. Without a way to do so this node does neither:
-        copies of type `sync` wait, and its Pool object names no address.
+    async def _start_peers(self, engine: Engine, pool_dir: Path) -> None:
+        """Begin to give and take image bytes. Without an address this node does neither: copies of
+        type `sync` wait, and its Pool object names no address.
         """
-        log.info("image bytes are not exchanged with other nodes")
-
-    async def _use_peers(self, source: PeerSource, server: PeerServer) -> None:
-        """Exchange image bytes by these two. For `_start_peers`, before reconcilers are made."""
+        settings = self._settings
+        if not settings.peer_listen:
+            log.info("image bytes are not exchanged with other nodes")
+            return
+        identity = PeerIdentity(self._client, namespace=settings.namespace)
+        self._spawn(identity.run())
+        host, port = parse_listen(settings.peer_listen)
+        server = PeerServer(engine, identity, host=host, port=port)
         await server.start()
         self._stack.push_async_callback(server.stop)
-        self._peers = source
-        self._peer_address = self._settings.peer_address
+        self._peers = PeerFetcher(str(pool_dir), identity)
+        self._peer_address = settings.peer_address
 
     # --- what needs the API server
 

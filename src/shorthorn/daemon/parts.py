@@ -17,6 +17,8 @@ from typing import Any
 from lightkube import AsyncClient
 
 from shorthorn.controllers.backing_images import BackingImageReconciler
+from shorthorn.controllers.clone_sources import CloneSourceReconciler
+from shorthorn.controllers.contents import ContentFetcher
 from shorthorn.controllers.controller import Controller, Observe
 from shorthorn.controllers.image_copies import ImageCopyReconciler
 from shorthorn.controllers.ownerless import find_ownerless
@@ -35,7 +37,7 @@ from shorthorn.domain.models import (
     Volume,
 )
 from shorthorn.domain.node_ports import VolumeUse
-from shorthorn.domain.ports import Engine, Registry, ReportProgress
+from shorthorn.domain.ports import Engine, PeerSource, Registry, ReportProgress
 from shorthorn.engines.local import LocalEngine
 from shorthorn.host import sandbox
 from shorthorn.host.pool_file import ensure_pool
@@ -126,19 +128,33 @@ class NodeWork:
         *,
         pool_dir: Path,
         use: VolumeUse,
+        peers: PeerSource | None = None,
         observe: Observe = unobserved,
     ) -> None:
+        """`peers`: whence what other nodes have is brought; None: there are no other nodes."""
         self._registries = registries
         self._engine = engine
         self._pool = pool
         self._pool_dir = pool_dir
-        volumes = VolumeReconciler(registries.volumes, engine, locks, use=use)
         snapshots = SnapshotReconciler(registries.snapshots, engine, locks)
-        self._volumes = Controller("volume", volumes.reconcile, observe=observe)
         self._snapshots = Controller("snapshot", snapshots.reconcile, observe=observe)
-        # The controller and its reconciler need each other: transfers wake the controller.
+        # A controller and its reconciler need each other: transfers wake the controller.
         reconcile: list[Callable[[str], Awaitable[float | None]]] = []
-        self._copies = Controller("image copy", lambda name: reconcile[0](name), observe=observe)
+        self._volumes = Controller("volume", lambda name: reconcile[0](name), observe=observe)
+        self._copies = Controller("image copy", lambda name: reconcile[1](name), observe=observe)
+        self._contents = None
+        if peers is not None:
+            self._contents = ContentFetcher(
+                engine,
+                volumes=registries.volumes,
+                snapshots=registries.snapshots,
+                pools=registries.pools,
+                peers=peers,
+                enqueue=self._volumes.enqueue,
+            )
+        volumes = VolumeReconciler(
+            registries.volumes, engine, locks, contents=self._contents, use=use
+        )
         copies = ImageCopyReconciler(
             registries.copies,
             engine,
@@ -146,9 +162,17 @@ class NodeWork:
             Sha512Checksummer(),
             locks,
             self._copies.enqueue,
+            pools=registries.pools,
+            peers=peers,
         )
-        reconcile.append(copies.reconcile)
-        self.close = copies.close
+        reconcile += [volumes.reconcile, copies.reconcile]
+        self._close_copies = copies.close
+
+    async def close(self) -> None:
+        """Stop all transfers; what arrived so far is resumed by the next process."""
+        await self._close_copies()
+        if self._contents is not None:
+            await self._contents.close()
 
     async def report(self, *, labels: Mapping[str, str] | None = None) -> None:
         """Tell of the pool for the first time, and log what in it belongs to nobody.
@@ -186,15 +210,28 @@ def image_tasks(
         registries.images, registries.copies, registries.pools, registries.volumes
     )
     images = Controller("backing image", reconciler.reconcile, observe=observe)
+    sources = CloneSourceReconciler(registries.snapshots, registries.volumes)
+    clones = Controller("clone source", sources.reconcile, observe=observe)
 
-    def copy_changed(name: str) -> None:
-        image = reconciler.image_of_copy(name)
-        if image is not None:
+    def with_image(which: Callable[[str], str | None]) -> Callable[[str], None]:
+        def changed(name: str) -> None:
+            image = which(name)
+            if image is not None:
+                images.enqueue(image)
+
+        return changed
+
+    def pool_changed(name: str) -> None:
+        for image in reconciler.images_of_pool(name):
             images.enqueue(image)
 
     yield images.run()
+    yield clones.run()
     yield follow(registries.images, images.enqueue)
-    yield follow(registries.copies, copy_changed)
+    yield follow(registries.copies, with_image(reconciler.image_of_copy))
+    yield follow(registries.volumes, with_image(reconciler.image_of_volume))
+    yield follow(registries.pools, pool_changed)
+    yield follow(registries.snapshots, clones.enqueue)
 
 
 def csi_controller(
