@@ -1,0 +1,239 @@
+"""Shorthorn in a test cluster: exactly what the chart renders, as processes of this machine.
+
+Owns: rendering and applying the chart, and the processes of its pods. There is no kubelet, so this
+plays one for our own pods: each container's program runs with the arguments and the environment of
+its manifest, under its pod's service account, with the pod's volumes as directories. Must never:
+give a program a right, an option or a file that its manifest does not name; what is added is the
+way to the API server, which a pod has mounted. Called by tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.chart import ValueSet, find_helm, render
+from tests.e2e.cluster.control_plane import ControlPlane, control_plane
+from tests.e2e.cluster.network import Network, NetworkNode, network
+from tests.e2e.cluster.node_calls import NodeCalls
+from tests.e2e.cluster.processes import Process, binary, on_host
+from tests.integration.daemon_process import poll, release
+
+NAMESPACE = "longhorn-system"
+DRIVER = "driver.longhorn.io"
+TOPOLOGY = "topology.shorthorn.io/node"
+#: A claim of 5 GiB, as the page has it, is scheduled only where so much is free.
+POOL_SIZE = "6G"
+NODES = 3
+CONTROLLERS = 2
+_REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
+#: They speak to a kubelet.
+_NOT_RUN = ("node-driver-registrar", "livenessprobe")
+#: A lease that its holder has left is taken over after seconds.
+_QUICK = (
+    "--leader-election-lease-duration=6s",
+    "--leader-election-renew-deadline=4s",
+    "--leader-election-retry-period=1s",
+)
+
+
+@dataclass
+class Pod:
+    """One pod of ours: where its volumes are, and its containers' processes by their names."""
+
+    name: str
+    directory: Path
+    network: NetworkNode
+    socket: Path
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    @property
+    def driver(self) -> Process:
+        """The container with our own program."""
+        return self.processes["shorthorn"]
+
+    def start(self) -> None:
+        """Start every container, the driver first: sidecars wait for its socket."""
+        for process in self.processes.values():
+            process.launch()
+        for process in self.processes.values():
+            process.wait_ready()
+
+    def kill(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+
+
+class Node(Pod):
+    """A pod of the DaemonSet, with what a kubelet does on its node."""
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def pool(self) -> Path:
+        return self.data_dir / "pool"
+
+    @property
+    def calls(self) -> NodeCalls:
+        return NodeCalls(self.socket, self.directory / "kubelet")
+
+
+class Release:
+    """The chart's objects in a cluster, and its pods. Made by `installed`."""
+
+    def __init__(self, plane: ControlPlane, net: Network, documents: Sequence[Any]) -> None:
+        self.plane = plane
+        self.documents = documents
+        self.controllers: list[Pod] = []
+        self.nodes: list[Node] = []
+        self._network = net
+
+    def install(self) -> None:
+        """Apply what was rendered, then run the pods that Kubernetes made of it."""
+        plane = self.plane
+        plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        kinds = [d for d in self.documents if d["kind"] == "CustomResourceDefinition"]
+        plane.apply(kinds)
+        plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+        for index in range(NODES):
+            self._add_node(f"node-{index}", self._network.nodes[index])
+        plane.apply([d for d in self.documents if d["kind"] != "CustomResourceDefinition"])
+        for index, node in enumerate(self._network.nodes[:NODES]):
+            pod = Node(f"node-{index}", *self._places(f"node-{index}", node, "kubelet", "plugins"))
+            self._add_containers(pod, "DaemonSet", pod.name, pod.name)
+            self.nodes.append(pod)
+        for name, node in zip(
+            self._pods_of("controller", CONTROLLERS), self._network.nodes[NODES:], strict=True
+        ):
+            made = Pod(name, *self._places(f"c{len(self.controllers)}", node, "socket"))
+            self._add_containers(made, "Deployment", name, "")
+            self.controllers.append(made)
+        for one in (*self.nodes, *self.controllers):
+            one.start()
+        poll(lambda: len(self.pools()) == NODES, what="pools of all nodes")
+
+    def _places(self, name: str, node: NetworkNode, *where: str) -> tuple[Path, NetworkNode, Path]:
+        directory = self.plane.directory / name
+        plugin = Path(*where) / (DRIVER if len(where) > 1 else "") / "csi.sock"
+        return directory, node, directory / plugin
+
+    def _add_node(self, name: str, node: NetworkNode) -> None:
+        driver = {"name": DRIVER, "nodeID": name, "topologyKeys": [TOPOLOGY]}
+        self.plane.add_node(
+            name, address=node.address, labels={TOPOLOGY: name}, drivers=[driver]
+        )
+
+    def _pods_of(self, component: str, count: int) -> list[str]:
+        """Return the names of the pods that the Deployment's controller made."""
+
+        def found() -> list[str]:
+            return [
+                pod["metadata"]["name"]
+                for pod in self.plane.api.list("Pod", NAMESPACE)
+                if pod["metadata"]["labels"].get("app.kubernetes.io/component") == component
+            ]
+
+        poll(lambda: len(found()) == count, what=f"pods of the {component}")
+        return sorted(found())
+
+    def _add_containers(self, pod: Pod, kind: str, name: str, node_name: str) -> None:
+        (workload,) = (d for d in self.documents if d["kind"] == kind)
+        spec = workload["spec"]["template"]["spec"]
+        kubeconfig = self.plane.kubeconfig_for_service_account(
+            NAMESPACE, spec["serviceAccountName"]
+        )
+        facts = {
+            "metadata.name": name,
+            "metadata.namespace": NAMESPACE,
+            "spec.nodeName": node_name,
+            "status.podIP": pod.network.address,
+        }
+        for container in spec["containers"]:
+            if container["name"] in _NOT_RUN:
+                continue
+            environment = _environment(container, facts)
+            arguments = [
+                _mapped(_REFERENCE.sub(lambda m: environment[m[1]], text), container, pod.directory)  # noqa: B023
+                for text in container["args"]
+            ]
+            is_ours = container["name"] == "shorthorn"
+            program = [sys.executable, "-m", "shorthorn"] if is_ours else [binary(container["name"])]
+            quick = () if is_ours else _QUICK
+            argv = [*program, *arguments, f"--kubeconfig={kubeconfig}", *quick]
+            process = self.plane.add(
+                f"{pod.name}.{container['name']}",
+                pod.network.command(*on_host(pod.name, argv)),
+                environment=environment,
+            )
+            said = "ready: " if is_ours else "CSI driver name"
+            process.is_ready = lambda process=process, said=said: said in process.said()
+            pod.processes[container["name"]] = process
+
+    def pools(self) -> list[dict[str, Any]]:
+        return [p for p in self.plane.api.list("Pool", NAMESPACE) if p.get("status")]
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def node_of(self, volume_id: str) -> Node:
+        """Return the node that a volume is on."""
+        volume = self.plane.api.get("Volume", NAMESPACE, volume_id)
+        return self.node(volume["spec"]["nodeID"])
+
+    def leader(self) -> Pod:
+        """Return the controller pod that holds the lease."""
+        holder = self.plane.holder("shorthorn-controller", NAMESPACE)
+        return next(pod for pod in self.controllers if pod.name == holder)
+
+
+def _environment(container: Mapping[str, Any], facts: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a container, as a kubelet sets them."""
+    return {
+        entry["name"]: entry.get("value")
+        or facts[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in container.get("env", [])
+    }
+
+
+def _mapped(argument: str, container: Mapping[str, Any], directory: Path) -> str:
+    """Return an argument with its path in a volume of the pod as the path on this machine."""
+    option, is_option, value = argument.partition("=")
+    mounts = sorted(container["volumeMounts"], key=lambda m: -len(m["mountPath"]))
+    for mount in mounts:
+        if is_option and f"{value}/".startswith(f"{mount['mountPath']}/"):
+            place = directory / mount["name"]
+            return f"{option}={place}{value.removeprefix(mount['mountPath'])}"
+    return argument
+
+
+@contextlib.contextmanager
+def installed(directory: Path) -> Iterator[Release]:
+    """A control plane with the chart in it: three nodes and two controllers that run.
+
+    Everything is gone at the end: processes, mounts, loop devices, namespaces.
+    """
+    helm = find_helm()
+    assert helm is not None, "run scripts/e2e-tools helm"
+    values = ValueSet("e2e", {"node": {"poolSize": POOL_SIZE}})
+    documents = render(helm, values, scratch=directory)
+    with (
+        network(NODES + CONTROLLERS) as net,
+        control_plane(directory / "k", address=net.address) as plane,
+    ):
+        made = Release(plane, net, documents)
+        try:
+            made.install()
+            yield made
+        finally:
+            for pod in (*made.controllers, *made.nodes):
+                pod.kill()
+            for node in made.nodes:
+                node.calls.unmount_everything()
+                release(node.data_dir)
