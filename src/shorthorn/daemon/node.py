@@ -17,8 +17,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from lightkube import AsyncClient
-
 from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.pools import PoolReporter
 from shorthorn.csi.node import Node
@@ -89,7 +87,7 @@ class NodeProgram(Program):
         engine, pool_dir = await self._stack.enter_async_context(
             open_engine(settings.data_dir, pool_size_bytes=settings.pool_size_bytes)
         )
-        await self._start_peers(engine, self._client)
+        await self._start_peers(engine, pool_dir)
         locks: KeyedLocks[str] = KeyedLocks()
         operations = KeyedOperations()
         node = NodeService(
@@ -143,7 +141,7 @@ class NodeProgram(Program):
 
     # --- image bytes between nodes
 
-    async def _start_peers(self, engine: Engine, client: AsyncClient) -> None:
+    async def _start_peers(self, engine: Engine, pool_dir: Path) -> None:
         """Begin to give and take image bytes. Without a way to do so this node does neither:
         copies of type `sync` wait, and its Pool object names no address.
         """
