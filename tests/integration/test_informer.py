@@ -111,6 +111,15 @@ async def shows(registry: KubeRegistry[Snapshot], *names: str) -> None:
             await anext(changed)
 
 
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Return when a condition holds."""
+    async with asyncio.timeout(10):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.01)
+
+
 async def test_the_picture_follows_what_others_do(client: AsyncClient) -> None:
     await KubeRegistry(client, SNAPSHOT, namespace=NAMESPACE).create(named("early"))
     async with running(client) as registry:
@@ -119,6 +128,31 @@ async def test_the_picture_follows_what_others_do(client: AsyncClient) -> None:
         await shows(registry, "early", "late")
         await registry.delete("early")
         await shows(registry, "late")
+
+
+async def test_only_what_carries_the_labels_is_watched_and_all_can_be_listed(
+    client: AsyncClient,
+) -> None:
+    registry = KubeRegistry(client, SNAPSHOT, namespace=NAMESPACE, watched={"node": "a"})
+    task = asyncio.create_task(registry.run())
+    try:
+        for name, node in (("mine", "a"), ("others", "b"), ("late", "a")):
+            await registry.create(Snapshot(Meta(name, labels={"node": node}), SPEC))
+        await shows(registry, "mine", "late")
+        assert len(await registry.list()) == 3
+        assert [obj.meta.name for obj in await registry.list(labels={"node": "b"})] == ["others"]
+        assert registry.problem == ""
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_watch_says_what_it_meets(server: Server, client: AsyncClient) -> None:
+    async with running(client) as registry:
+        await server.stop()
+        await eventually(lambda: "Snapshot: " in registry.problem)
+        await server.start()
+        await eventually(lambda: not registry.problem)
 
 
 async def test_a_subscriber_hears_of_what_is_there_and_of_bursts_once(client: AsyncClient) -> None:

@@ -1,7 +1,7 @@
 """What the services need from the world, as obligations.
 
 Owns: the protocols between the inside (services, controllers) and the adapters (engines, images,
-kube, host). Must never: hold an implementation. `daemon.py` wires concrete classes to them; the
+kube, host). Must never: hold an implementation. `daemon` wires concrete classes to them; the
 contract suites in tests/contract hold every implementation to these words.
 """
 

@@ -1,7 +1,7 @@
 """The local engine: volumes, snapshots and images as files on one pool directory of this host.
 
 Owns nothing but the composition; each kind has its module. Must never know Kubernetes or CSI.
-Called through `domain.ports.Engine` by services and controllers; made by `daemon.py`.
+Called through `domain.ports.Engine` by services and controllers; made by `daemon`.
 
 The pool is a directory on XFS or btrfs, where every copy is a reflink: constant in bytes, about
 20 µs per extent. On another file system copies are copies, and a volume that is in use is refused.

@@ -2,7 +2,7 @@
 
 Owns the translation between the service's words and this package's modules, and from their errors
 into domain errors. Must never decide whether something may be formatted, mounted or detached.
-Wired by `daemon.py`.
+Wired by `daemon`.
 """
 
 from __future__ import annotations

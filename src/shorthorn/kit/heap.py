@@ -3,7 +3,7 @@
 Owns the two knobs of glibc's malloc that matter to a service of many threads and short bursts: few
 arenas, and trimming what is free. Without them a burst of 100 claims left 25 to 30 MiB behind, of
 which 6 MiB were in use (measured). Must never be needed: on another libc all of it does nothing.
-Called by `daemon.py`.
+Called by `daemon`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Owns: handing a client's requests to the server's ASGI application without sockets, TLS and HTTP
 parsing, which were most of what a request costs (measured: 2.5 ms of processor time through the
 socket). Must never: skip what the application does, authentication included, or know what a
-resource is. Watches still go through the socket: their answers have no end. Wired by `daemon.py`.
+resource is. Watches still go through the socket: their answers have no end. Wired by `daemon`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a fresh host has before its user applies anything.
 
 Owns: the StorageClass `longhorn`, made once when it is missing and there is no class at all; a
-user's own stays untouched. Must never: replace anything. Called by `daemon.py`.
+user's own stays untouched. Must never: replace anything. Called by `daemon`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The provisioner and snapshotter roles, running.
 
 Owns: which changes wake which reconciler. Must never: decide anything about an object. Started by
-`daemon.py`.
+`daemon`.
 """
 
 from __future__ import annotations

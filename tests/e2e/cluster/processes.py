@@ -63,7 +63,7 @@ class Process:
         self.name = name
         self.command = list(command)
         self.log = log
-        self._is_ready = is_ready
+        self.is_ready = is_ready
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start_bytes = 0
@@ -104,7 +104,7 @@ class Process:
 
     def _is_up(self) -> bool:
         assert self.is_running, f"{self.name} has ended:\n{self.tail()}"
-        return bool(self._is_ready())
+        return bool(self.is_ready())
 
     def kill(self) -> None:
         """End it as `kill -9` does, with all that it started in its session."""
