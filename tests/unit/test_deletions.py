@@ -152,7 +152,7 @@ async def test_the_node_keeps_what_is_published_though_the_engine_would_remove_i
     await volumes.create(Volume(meta, VolumeSpec(NAME, "node-a", engine.pool_uuid, 1 << 20)))
     await engine.create_volume(NAME, 1 << 20, VolumeSource())
     await volumes.delete(NAME)
-    reconciler = VolumeReconciler(volumes, engine, KeyedLocks(), use)
+    reconciler = VolumeReconciler(volumes, engine, KeyedLocks(), use=use)
     with pytest.raises(InUse, match="/pods/1"):
         await reconciler.reconcile(NAME)
     found = await volumes.find(NAME)

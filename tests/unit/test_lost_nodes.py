@@ -40,7 +40,7 @@ from shorthorn.domain.node_loss import (
     plan_losses,
 )
 from shorthorn.domain.planning import DATA_FINALIZER
-from shorthorn.services.placement import TopologyRequirement, choose_pool
+from shorthorn.services.placement import SourcePlaces, TopologyRequirement, choose_pool
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -238,8 +238,9 @@ def test_a_silent_node_is_passed_over_and_comes_back_by_its_own_report() -> None
         assert is_marked(pool)
         since = pool.status.conditions[0].changed_at
         pools = await scene.pools.list()
+        only_there = SourcePlaces(frozenset({"pool-a"}), needed_bytes=1 << 60)
         with pytest.raises(NoAccessiblePool):
-            choose_pool(pools, TopologyRequirement(), source=None, what="volume")
+            choose_pool(pools, TopologyRequirement(), source=only_there, what="volume")
         scene.spawn(scene.reporters["a"].run())
         await asyncio.sleep(5)
         pool = await scene.pool("a")

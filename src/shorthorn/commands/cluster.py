@@ -208,67 +208,6 @@ def controller(
     asyncio.run(serve(lambda: ControllerProgram(settings), lambda program: None))
 
 
-NodeId = Annotated[
-    str,
-    typer.Option(
-        envvar=["SHORTHORN_NODE_ID", "NODE_NAME"],
-        help="Name of this machine's Node object (in a pod: spec.nodeName).",
-    ),
-]
-DataDir = Annotated[
-    Path,
-    typer.Option(
-        envvar="SHORTHORN_DATA_DIR",
-        help="Holds the pool; the same path in the container as on the host.",
-        file_okay=False,
-        resolve_path=True,
-    ),
-]
-PoolSize = Annotated[
-    str,
-    typer.Option(
-        envvar="SHORTHORN_POOL_SIZE",
-        help="Size, as in 200G, of the pool file made where the file system of DATA_DIR has no"
-        " reflinks (ext4). Default: half of the free space, at most 20G.",
-        show_default=False,
-    ),
-]
-PeerListen = Annotated[
-    str,
-    typer.Option(
-        envvar="SHORTHORN_PEER_LISTEN",
-        help="HOST:PORT at which other nodes fetch images from this one, over mutual TLS."
-        " Default: nowhere.",
-        show_default=False,
-    ),
-]
-PeerAddress = Annotated[
-    str,
-    typer.Option(
-        envvar="SHORTHORN_PEER_ADDRESS",
-        help="HOST:PORT that the others dial. Default: POD_IP of the environment with the port"
-        " of --peer-listen.",
-        show_default=False,
-    ),
-]
-NodeTags = Annotated[
-    list[str] | None,
-    typer.Option(
-        envvar="SHORTHORN_NODE_TAGS",
-        help="Tag of this node, for nodeSelector; again for each, or a,b.",
-        show_default=False,
-    ),
-]
-DiskTags = Annotated[
-    list[str] | None,
-    typer.Option(
-        envvar="SHORTHORN_DISK_TAGS",
-        help="Tag of this pool, for diskSelector; again for each, or a,b.",
-        show_default=False,
-    ),
-]
-
-
 def node(
     csi_socket: CsiSocket,
     node_id: NodeId,

@@ -5,6 +5,7 @@ A test that kills parts of it takes `own_cluster`.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
+from tests.e2e.cluster.release import Release, installed
+from tests.e2e.cluster.users import User, user
 
 pytest.register_assert_rewrite("tests.contract.api_suite")
 
@@ -41,3 +44,22 @@ def _one() -> Iterator[ControlPlane]:
             yield made
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def release() -> Iterator[Release]:
+    """The chart, installed: three nodes and two controllers."""
+    directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
+    try:
+        with installed(directory) as made:
+            yield made
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def own(release: Release, request: pytest.FixtureRequest) -> Iterator[User]:
+    """A user with a namespace of the test's own, which is deleted at the end."""
+    name = hashlib.sha256(request.node.name.encode()).hexdigest()[:8]
+    with user(release, f"test-{name}") as made:
+        yield made

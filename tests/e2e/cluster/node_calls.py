@@ -34,7 +34,7 @@ class NodeCalls:
         csi = volume["spec"]["csi"]
         context = csi.get("volumeAttributes", {})
         with self._channel() as channel:
-            node: Any = csi_pb2_grpc.NodeStub(channel)
+            node = _stub(channel)
             node.NodeStageVolume(
                 csi_pb2.NodeStageVolumeRequest(
                     volume_id=csi["volumeHandle"],
@@ -61,7 +61,7 @@ class NodeCalls:
         """Unpublish and unstage."""
         name, handle = volume["metadata"]["name"], volume["spec"]["csi"]["volumeHandle"]
         with self._channel() as channel:
-            node: Any = csi_pb2_grpc.NodeStub(channel)
+            node = _stub(channel)
             node.NodeUnpublishVolume(
                 csi_pb2.NodeUnpublishVolumeRequest(
                     volume_id=handle, target_path=str(self._target(name))
@@ -91,6 +91,11 @@ class NodeCalls:
 
     def _target(self, name: str) -> Path:
         return self._directory / "pods" / name
+
+
+def _stub(channel: Any) -> Any:
+    """Return the stub; its types know asyncio's channels only."""
+    return csi_pb2_grpc.NodeStub(channel)
 
 
 def _capability(volume: Mapping[str, Any]) -> csi_pb2.VolumeCapability:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,7 @@ class Release:
 
     def _add_node(self, name: str, node: NetworkNode) -> None:
         driver = {"name": DRIVER, "nodeID": name, "topologyKeys": [TOPOLOGY]}
-        self.plane.add_node(
-            name, address=node.address, labels={TOPOLOGY: name}, drivers=[driver]
-        )
+        self.plane.add_node(name, address=node.address, labels={TOPOLOGY: name}, drivers=[driver])
 
     def _pods_of(self, component: str, count: int) -> list[str]:
         """Return the names of the pods that the Deployment's controller made."""
@@ -164,7 +162,9 @@ class Release:
                 for text in container["args"]
             ]
             is_ours = container["name"] == "shorthorn"
-            program = [sys.executable, "-m", "shorthorn"] if is_ours else [binary(container["name"])]
+            program = (
+                [sys.executable, "-m", "shorthorn"] if is_ours else [binary(container["name"])]
+            )
             quick = () if is_ours else _QUICK
             argv = [*program, *arguments, f"--kubeconfig={kubeconfig}", *quick]
             process = self.plane.add(
@@ -172,8 +172,7 @@ class Release:
                 pod.network.command(*on_host(pod.name, argv)),
                 environment=environment,
             )
-            said = "ready: " if is_ours else "CSI driver name"
-            process.is_ready = lambda process=process, said=said: said in process.said()
+            process.is_ready = _has_said(process, "ready: " if is_ours else "CSI driver name")
             pod.processes[container["name"]] = process
 
     def pools(self) -> list[dict[str, Any]]:
@@ -193,11 +192,14 @@ class Release:
         return next(pod for pod in self.controllers if pod.name == holder)
 
 
+def _has_said(process: Process, text: str) -> Callable[[], bool]:
+    return lambda: text in process.said()
+
+
 def _environment(container: Mapping[str, Any], facts: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of a container, as a kubelet sets them."""
     return {
-        entry["name"]: entry.get("value")
-        or facts[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        entry["name"]: entry.get("value") or facts[entry["valueFrom"]["fieldRef"]["fieldPath"]]
         for entry in container.get("env", [])
     }
 

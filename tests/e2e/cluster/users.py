@@ -1,0 +1,152 @@
+"""What users of a cluster do: claims, pods that use them, snapshots, and looking at the result.
+
+Owns: those objects of one namespace. Must never: reach round Kubernetes, but for the mounting that
+a kubelet would do (`node_calls`). Called by tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.cluster.release import NAMESPACE, Node, Release
+from tests.integration.service_api import Api, Object, is_bound, is_ready
+
+PATIENCE_S = 90.0
+
+
+class User:
+    """Somebody with a namespace of their own."""
+
+    def __init__(self, release: Release, namespace: str) -> None:
+        self.release = release
+        self.namespace = namespace
+
+    @property
+    def api(self) -> Api:
+        return self.release.plane.api
+
+    def apply(self, manifests: Any) -> str:
+        return self.release.plane.apply(manifests)
+
+    # --- claims and pods
+
+    def claim(self, name: str, size: str = "64Mi", *, snapshot: str = "", **spec: Any) -> Object:
+        """Make a claim, from a snapshot where one is named."""
+        body: Object = {
+            "storageClassName": "longhorn",
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": size}},
+            **spec,
+        }
+        if snapshot:
+            group = "snapshot.storage.k8s.io"
+            body["dataSource"] = {"apiGroup": group, "kind": "VolumeSnapshot", "name": snapshot}
+        meta = {"name": name, "namespace": self.namespace}
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta}
+        return self.api.create({**claim, "spec": body})
+
+    def pod(self, name: str, claim: str, node: str = "") -> Object:
+        """Make a pod that uses a claim; the scheduler chooses its node, or must choose `node`."""
+        is_block = self.api.get("PersistentVolumeClaim", self.namespace, claim)["spec"].get(
+            "volumeMode"
+        )
+        container: Object = {"name": "user", "image": "none.example.org/none"}
+        if is_block == "Block":
+            container["volumeDevices"] = [{"name": "v", "devicePath": "/dev/v"}]
+        else:
+            container["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
+        spec: Object = {
+            "containers": [container],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}],
+            "terminationGracePeriodSeconds": 0,
+        }
+        if node:
+            spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+        meta = {"name": name, "namespace": self.namespace}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+        return self.api.create(pod)
+
+    def bound(self, claim: str) -> Object:
+        """Return the PersistentVolume of a claim once it is bound."""
+        found = self.api.wait(
+            "PersistentVolumeClaim", self.namespace, claim, is_bound, timeout_s=PATIENCE_S
+        )
+        assert found is not None
+        return self.api.get("PersistentVolume", "", found["spec"]["volumeName"])
+
+    def use(self, claim: str, node: str = "") -> tuple[Node, Object]:
+        """Have the scheduler place a pod with the claim; return its node and volume, bound."""
+        self.pod(f"uses-{claim}", claim, node)
+        volume = self.bound(claim)
+        return self.release.node_of(volume["spec"]["csi"]["volumeHandle"]), volume
+
+    def end_use(self, claim: str) -> None:
+        """Take the pod away, as its owner would."""
+        self.release.plane.kubectl(
+            "delete", "pod", f"uses-{claim}", f"--namespace={self.namespace}", "--force"
+        )
+
+    @contextlib.contextmanager
+    def mounted(self, claim: str, node: str = "") -> Iterator[Path]:
+        """The claim mounted where its pod is; the pod and the mount go at the end."""
+        where, volume = self.use(claim, node)
+        try:
+            yield where.calls.mount(volume)
+        finally:
+            where.calls.unmount(volume)
+            self.end_use(claim)
+
+    # --- snapshots
+
+    def snapshot_class(self, name: str, policy: str = "Delete", **parameters: str) -> str:
+        name = f"{self.namespace}-{name}"
+        given = {key.replace("_", "-"): value for key, value in parameters.items()}
+        cls = {"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotClass"}
+        self.api.create(
+            {
+                **cls,
+                "metadata": {"name": name},
+                "driver": "driver.longhorn.io",
+                "deletionPolicy": policy,
+                "parameters": given,
+            }
+        )
+        return name
+
+    def snapshot(self, name: str, claim: str, cls: str) -> Object:
+        meta = {"name": name, "namespace": self.namespace}
+        source = {"persistentVolumeClaimName": claim}
+        shot = {"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot"}
+        spec = {"volumeSnapshotClassName": cls, "source": source}
+        return self.api.create({**shot, "metadata": meta, "spec": spec})
+
+    def ready(self, snapshot: str) -> Object:
+        found = self.api.wait(
+            "VolumeSnapshot", self.namespace, snapshot, is_ready, timeout_s=PATIENCE_S
+        )
+        assert found is not None
+        return found
+
+    def image_of(self, snapshot: str) -> Object:
+        """Return the BackingImage that a ready snapshot is."""
+        uid = self.ready(snapshot)["metadata"]["uid"]
+        return self.api.get("BackingImage", NAMESPACE, f"snapshot-{uid}")
+
+    def remove(self) -> None:
+        """Delete the namespace with all in it, and wait until it is gone."""
+        self.release.plane.kubectl(
+            "delete", "namespace", self.namespace, "--timeout=120s", "--ignore-not-found"
+        )
+
+
+@contextlib.contextmanager
+def user(release: Release, namespace: str) -> Iterator[User]:
+    """A user, whose namespace is gone at the end."""
+    made = User(release, namespace)
+    meta = {"name": namespace}
+    made.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+    yield made
+    made.remove()
