@@ -14,12 +14,15 @@ from tests.fakes.world import MemoryChecksummer, MemoryWeb
 from shorthorn.controllers import image_copies
 from shorthorn.controllers.image_copies import ImageCopyReconciler
 from shorthorn.domain.errors import Conflict, ImageFailed, NoSpace, Unavailable
+from shorthorn.domain.labels import image_selector
 from shorthorn.domain.models import (
     CopyState,
     ImageCopy,
     ImageCopySpec,
     ImageKey,
     Meta,
+    Pool,
+    PoolSpec,
     VolumeSource,
 )
 from shorthorn.domain.planning import DATA_FINALIZER
@@ -370,6 +373,44 @@ async def test_a_copy_on_another_pool_is_left_alone(host: Host) -> None:
     await host.copies.update(dataclasses.replace(copy, spec=other))
     assert await host.step() is None
     assert (await host.get()).meta.finalizers == ()
+
+
+async def test_one_host_gets_nothing_from_peers(host: Host) -> None:
+    await host.create("sync", {})
+    await host.settle()
+    copy = await host.get()
+    assert copy.status.state is CopyState.FAILED
+    assert "nothing from peers" in copy.status.message
+
+
+async def test_a_peers_word_is_not_taken_for_the_checksum(host: Host) -> None:
+    class Wrong:
+        async def fetch_image(self, key: ImageKey, *arguments: Any) -> Any:
+            record = await host.web.fetch(key, WEB, "", *arguments[2:])
+            return dataclasses.replace(record, checksum="0" * 128)
+
+    pools: MemoryRegistry[Pool] = MemoryRegistry(Pool)
+    await pools.create(Pool(Meta("p"), PoolSpec("node-b", "p", "/", peer_address="b:1")))
+    spec = ImageCopySpec(KEY.name, KEY.uuid, "node-b", "p", "download")
+    labels = image_selector(KEY.name)
+    other = await host.copies.create(ImageCopy(Meta("other", labels=labels), spec))
+    ready = dataclasses.replace(other.status, state=CopyState.READY)
+    await host.copies.update_status(dataclasses.replace(other, status=ready))
+    await host.reconciler.close()
+    host.reconciler = ImageCopyReconciler(
+        host.copies,
+        host.engine,
+        host.web,
+        host.checksummer,
+        KeyedLocks(),
+        lambda _: host.woken.set(),
+        pools=pools,
+        peers=Wrong(),  # type: ignore[arg-type]
+    )
+    await host.create("sync", {}, expected_checksum=CHECKSUM)
+    await host.settle()
+    assert (await host.get()).status.reason == "ChecksumMismatch"
+    assert host.engine.images == {}
 
 
 def _failing(method: Any, error: Exception) -> Any:
