@@ -3,8 +3,8 @@
 Owns: rendering and applying the chart, and the processes of its pods. There is no kubelet, so this
 plays one for our own pods: each container's program runs with the arguments and the environment of
 its manifest, under its pod's service account, with the pod's volumes as directories. Must never:
-give a program a right, an option or a file that its manifest does not name; what is added is the
-way to the API server, which a pod has mounted. Called by tests.
+give a program a right, an option or a file that its manifest does not name; what is added is what a
+pod has mounted, the way to the API server and its namespace, and short leases. Called by tests.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ CONTROLLERS = 2
 _REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
 #: They speak to a kubelet.
 _NOT_RUN = ("node-driver-registrar", "livenessprobe")
-#: A lease that its holder has left is taken over after seconds.
-_QUICK = (
+#: A sidecar finds its namespace in a file that a kubelet mounts; and a lease that its holder has
+#: left is to be taken over after seconds.
+_FOR_SIDECARS = (
+    f"--leader-election-namespace={NAMESPACE}",
     "--leader-election-lease-duration=6s",
     "--leader-election-renew-deadline=4s",
     "--leader-election-retry-period=1s",
@@ -165,14 +167,15 @@ class Release:
             program = (
                 [sys.executable, "-m", "shorthorn"] if is_ours else [binary(container["name"])]
             )
-            quick = () if is_ours else _QUICK
-            argv = [*program, *arguments, f"--kubeconfig={kubeconfig}", *quick]
+            more = () if is_ours else _FOR_SIDECARS
+            argv = [*program, *arguments, f"--kubeconfig={kubeconfig}", *more]
             process = self.plane.add(
                 f"{pod.name}.{container['name']}",
                 pod.network.command(*on_host(pod.name, argv)),
                 environment=environment,
             )
-            process.is_ready = _has_said(process, "ready: " if is_ours else "CSI driver name")
+            if is_ours:
+                process.is_ready = _has_said(process, "ready: ")
             pod.processes[container["name"]] = process
 
     def pools(self) -> list[dict[str, Any]]:
