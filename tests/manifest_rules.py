@@ -104,7 +104,7 @@ def dangling_roles(documents: Sequence[Document]) -> list[str]:
 
 
 def wide_rights(documents: Sequence[Document]) -> list[str]:
-    """No wildcard; Secrets are listed and read only by name; nobody grants rights."""
+    """No wildcard; Secrets are read by name alone; nobody grants rights."""
     found = []
     for role in of_kind(documents, "Role", "ClusterRole"):
         for rule in role["rules"]:
@@ -115,7 +115,7 @@ def wide_rights(documents: Sequence[Document]) -> list[str]:
                 found.append(f"{_where(role)}: could grant itself rights")
             if "secrets" in rule["resources"] and rule["verbs"] != ["create"]:
                 named = bool(rule.get("resourceNames")) and role["kind"] == "Role"
-                if not named or "delete" in rule["verbs"]:
+                if not named or {"create", "delete", "deletecollection"} & set(rule["verbs"]):
                     found.append(f"{_where(role)}: may read more Secrets than its own")
     return found
 

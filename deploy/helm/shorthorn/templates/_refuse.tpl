@@ -12,7 +12,7 @@ and finds nothing. The controller looks again at every start, for those who appl
 
 {{- define "shorthorn.refuseLonghorn" -}}
 {{- $found := list -}}
-{{- range $kind := list "backingimagemanagers" "engineimages" "engines" "instancemanagers" "replicas" "sharemanagers" -}}
+{{- range $kind := list "backingimagemanagers" "engineimages" "engines" "instancemanagers" "replicas" "settings" "sharemanagers" -}}
 {{- $name := printf "%s.longhorn.io" $kind -}}
 {{- if lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" $name -}}
 {{- $found = append $found (printf "CustomResourceDefinition %s" $name) -}}
