@@ -136,10 +136,15 @@ def test_only_root_owns_a_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (result.exit_code, "run it as root" in result.output) == (1, True)
 
 
-def test_a_controller_loads_no_api_server_and_no_web_client() -> None:
+@pytest.mark.parametrize(
+    ("program", "unwanted"),
+    [("controller", ("shorthorn.standalone", "aiohttp")), ("node", ("shorthorn.standalone",))],
+)
+def test_a_program_loads_nothing_of_another(program: str, unwanted: tuple[str, ...]) -> None:
+    """A node's peers are served by aiohttp."""
     code = (
-        "import sys, shorthorn.daemon.controller, shorthorn.daemon.node;"
-        "print([m for m in sys.modules if m.startswith('shorthorn.standalone') or m == 'aiohttp'])"
+        f"import sys, shorthorn.daemon.{program};"
+        f"print([m for m in sys.modules if m.startswith({unwanted!r})])"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert ran.stdout.strip() == "[]"
