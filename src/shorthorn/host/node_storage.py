@@ -133,8 +133,8 @@ class HostNodeStorage:
             raise WrongState(
                 "file system",
                 mount.target,
-                "mounted, and the kernel does not let us grow it like that",
-                "a new mount, by which it grows,",
+                "mounted, and cannot be grown like that here",
+                "unmounting (it grows at the next mount)",
             ) from exc
 
     async def usage(self, target: str) -> FileSystemUsage:
