@@ -1,6 +1,6 @@
 """The plain manifests in deploy/manifests and the chart's files, as they are checked in.
 
-Needs neither helm nor a cluster; what needs helm is in tests/e2e/test_chart.py.
+Needs neither helm nor a cluster; what needs helm is in tests/e2e/cluster/test_chart.py.
 """
 
 from __future__ import annotations

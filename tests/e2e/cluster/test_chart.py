@@ -20,11 +20,10 @@ from tests.manifest_rules import (
 )
 
 HELM = find_helm()
-pytestmark = pytest.mark.skipif(HELM is None, reason="helm is missing")
 
 
 def rendered(values: ValueSet, scratch: Path) -> list[dict[str, Any]]:
-    assert HELM is not None
+    assert HELM is not None, "run scripts/e2e-tools helm"
     return render(HELM, values, scratch=scratch)
 
 
@@ -33,7 +32,7 @@ by_name = pytest.mark.parametrize("values", [pytest.param(v, id=v.name) for v in
 
 @by_name
 def test_helm_lint_is_content_with(values: ValueSet, tmp_path: Path) -> None:
-    assert HELM is not None
+    assert HELM is not None, "run scripts/e2e-tools helm"
     assert "0 chart(s) failed" in lint(HELM, values, scratch=tmp_path)
 
 
