@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import claims, clones, copies, disks, service_costs, writes
+from bench import claims, clones, copies, disks, peers, service_costs, writes
 from bench.disks import GIB, MIB
 from bench.driver import connected
 from bench.report import Report
@@ -19,13 +19,14 @@ from shorthorn.engines.local import LocalEngine
 
 _ABOUT = """\
 Measures export and restore against qemu-img convert and cp on the same data, in turn, in one run;
-then the service: memory, start, claims, clones by extents, writes without it. Needs root, qemu-img
-and kubectl. Everything happens on a service of its own in a new directory, which is removed.
+then the service: memory, start, claims, clones by extents, writes without it; images from a peer.
+Needs root, qemu-img and kubectl. Everything happens on a service of its own in a new directory,
+which is removed.
 
 Exit code 0: all promises were kept. 1: one was not. With --quick, promises about time are printed
 but not judged: a small disk on a busy machine says little about them.
 """
-_PARTS = ("start", "memory", "copies", "claims", "clones", "writes")
+_PARTS = ("start", "memory", "copies", "claims", "clones", "writes", "peers")
 
 
 def main() -> int:
@@ -95,12 +96,25 @@ async def _measure(service: Service, options: argparse.Namespace, report: Report
         counts = (1000, 10_000) if quick else (1000, 10_000, 100_000)
         rounds = options.rounds or (3 if quick else 5)
         report.add(clones.by_extents(service.pool, counts, rounds=rounds))
+    if "peers" in parts:
+        await _measure_peers(service, options, report)
     if "writes" in parts:
         data_bytes = (64 if quick else 512) * MIB
         rounds = options.rounds or (1 if quick else 5)
         report.add(
             await writes.with_and_without_service(service, data_bytes=data_bytes, rounds=rounds)
         )
+
+
+async def _measure_peers(service: Service, options: argparse.Namespace, report: Report) -> None:
+    data_bytes = (64 * MIB) if options.quick else GIB
+    rounds = options.rounds or (1 if options.quick else 5)
+    for disk in (
+        disks.contiguous(f"{data_bytes // MIB} MiB of data", data_bytes, data_bytes),
+        disks.contiguous(f"{data_bytes // MIB} MiB of data, 3/4 holes", data_bytes, 4 * data_bytes),
+        disks.scattered("5,000 scattered blocks of 4 KiB", 5000, data_bytes),
+    ):
+        report.add(await peers.compare(disk, service.pool, rounds=rounds))
 
 
 async def _measure_copies(service: Service, options: argparse.Namespace, report: Report) -> None:

@@ -258,8 +258,6 @@ def _answering(handler: Handler) -> Handler:
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
-        except ConnectionError:
-            raise
         except FileNotFoundError:  # deleted between two looks
             raise web.HTTPNotFound from None
         except Unavailable as exc:
@@ -282,8 +280,6 @@ async def _stream(request: web.Request, reader: FrameReader) -> web.StreamRespon
         _logger.warning("%s to %s was broken off: %r", request.path, request.remote, exc)
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError from exc
-    await response.write_eof()
     return response
 
 

@@ -111,6 +111,8 @@ class _Transfer:
         self._lacking: set[Peer] = set()
         #: Peers that will not be asked again in this call.
         self._refused: set[Peer] = set()
+        #: Those of them that might do better another time.
+        self._unlucky: set[Peer] = set()
         #: Whoever begins has to finish: bytes of several peers together turned out wrong.
         self._is_alone = False
         self._mismatch: ChecksumMismatch | None = None
@@ -221,6 +223,7 @@ class _Transfer:
             try:
                 await self._rounds(lambda: self._fill(writer, description), lambda: writer.position)
             except Unavailable:
+                self._give_others_a_turn()
                 await writer.suspend()
                 raise
             checksum = await finish_reporting(writer, self._rate)
@@ -238,8 +241,8 @@ class _Transfer:
 
     async def _fill(self, writer: StagedWriter, description: Description) -> Description | None:
         """Let one peer after the other go on; None if after all of them something is missing."""
-        for peer in self._continuing():
-            described = await self._describe(peer)
+        for peer in self._usable():
+            described = await self._describe(peer) if self._may_go_on(peer) else None
             if described is None:
                 continue
             if not self._fits(described):
@@ -253,15 +256,19 @@ class _Transfer:
                 return description
         return None
 
-    def _continuing(self) -> list[Peer]:
-        """Return the peers that may go on. Raises: _StartOver: nobody may."""
-        usable = self._usable()
-        if not self._is_alone or not self._givers:
-            return usable
-        found = [peer for peer in usable if peer in self._givers]
-        if not found:
+    def _may_go_on(self, peer: Peer) -> bool:
+        return not self._is_alone or not self._givers or peer in self._givers
+
+    def _give_others_a_turn(self) -> None:
+        """Where one peer alone was to give it all and cannot: begin anew with another, if any.
+
+        Raises: _StartOver.
+        """
+        if self._is_alone and any(not self._may_go_on(peer) for peer in self._usable()):
+            for peer in [peer for peer in self._usable() if peer in self._givers]:
+                self._refused.add(peer)
+                self._unlucky.add(peer)
             raise _StartOver
-        return found
 
     async def _take(self, peer: Peer, writer: StagedWriter) -> None:
         """Write what `peer` sends until the file is complete."""
@@ -340,7 +347,7 @@ class _Transfer:
         return "; ".join(said) or "there is no peer to ask"
 
     def _gave_up(self) -> NotFound | ChecksumMismatch | Unavailable:
-        peers, refused = set(self._request.peers), self._refused
+        peers, refused = set(self._request.peers), self._refused - self._unlucky
         if peers and self._lacking == peers:
             return NotFound(self._request.what, self._request.path.rpartition("/")[2])
         if self._mismatch is not None and self._lacking | refused == peers:
