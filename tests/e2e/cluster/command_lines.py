@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from tests.e2e.cluster.authority import Authority, Certificate, user_of
 from tests.e2e.cluster.processes import binary
 
@@ -87,7 +88,28 @@ class CommandLines:
             f"--service-account-key-file={self.tokens.certificate}",
             f"--service-account-signing-key-file={self.tokens.key}",
             "--profiling=false",
+            f"--audit-policy-file={self._audit_policy()}",
+            f"--audit-log-path={self.audit_log}",
         ]
+
+    @property
+    def audit_log(self) -> Path:
+        """One line of JSON for each request of a service account outside of kube-system."""
+        return self.directory / "audit.log"
+
+    def _audit_policy(self) -> Path:
+        path = self.directory / "audit-policy.yaml"
+        quiet = {"level": "None", "userGroups": ["system:masters", "system:nodes"]}
+        own = {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]}
+        asked = {"level": "Metadata", "userGroups": ["system:serviceaccounts"]}
+        policy = {
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+        }
+        rules = [quiet, own, asked, {"level": "None"}]
+        path.write_text(yaml.safe_dump({**policy, "rules": rules}))
+        return path
 
     def kube_controller_manager(self, *, with_kubelets: bool) -> list[str]:
         left_out = () if with_kubelets else _OF_KUBELETS
