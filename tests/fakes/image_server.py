@@ -71,6 +71,7 @@ def serve(
     *behaviours: Behaviour,
     name: str = "disk.img",
     tls: tuple[Path, Path] | None = None,
+    address: str = "127.0.0.1",
 ) -> Iterator[Served]:
     """Serve `content` at the yielded URL until the block ends; `tls`: certificate and key."""
     served = Served("", content, list(behaviours) or [Behaviour()])
@@ -78,13 +79,13 @@ def serve(
     class Handler(_Handler):
         state = served
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     server.daemon_threads = True
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*tls)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    served.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}/{name}"
+    served.url = f"http{'s' if tls else ''}://{address}:{server.server_address[1]}/{name}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

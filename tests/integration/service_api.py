@@ -182,12 +182,12 @@ class Api:
         while time.monotonic() < deadline:
             for event in self.list("Event", namespace):
                 about = event["involvedObject"]
-                is_it = (about["kind"], about["name"], event["reason"]) == (kind, name, reason)
+                is_it = (about["kind"], about.get("name"), event["reason"]) == (kind, name, reason)
                 if is_it and holding in event["message"]:
                     return str(event["message"])
             threading.Event().wait(_RECONNECT_S)
         said = [
-            (e["involvedObject"]["name"], e["reason"], e["message"]) for e in self.list("Event")
+            (e["involvedObject"].get("name"), e["reason"], e["message"]) for e in self.list("Event")
         ]
         raise AssertionError(f"no event {reason} about {kind} {name}; there are {said[-9:]}")
 

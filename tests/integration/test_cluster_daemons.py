@@ -166,6 +166,9 @@ def test_volumes_are_served_while_the_api_server_is_away(cluster: Cluster) -> No
         assert cluster.controller.get("/healthz")[0] == 200
         probed = cluster.controller.call("Identity.Probe", csi_pb2.ProbeRequest())
         assert probed.ready.value, "who waits need not be restarted"
+        asked = csi_pb2.ControllerGetCapabilitiesRequest()
+        told = cluster.controller.call("Controller.ControllerGetCapabilities", asked)
+        assert told.capabilities, "a sidecar that starts meanwhile would end"
         code, text = refusal(cluster.controller, "Controller.CreateVolume", wanted)
         assert (code, "it waits for" in text) == (grpc.StatusCode.UNAVAILABLE, True)
     finally:

@@ -57,6 +57,22 @@ class NodeCalls:
             )
         return target
 
+    def expand(self, volume: Mapping[str, Any], size_bytes: int) -> int:
+        """Grow the file system of a mounted volume; return the size that the driver says."""
+        name, csi = volume["metadata"]["name"], volume["spec"]["csi"]
+        with self._channel() as channel:
+            answer = _stub(channel).NodeExpandVolume(
+                csi_pb2.NodeExpandVolumeRequest(
+                    volume_id=csi["volumeHandle"],
+                    volume_path=str(self._target(name)),
+                    staging_target_path=str(self._staging(name)),
+                    capacity_range=csi_pb2.CapacityRange(required_bytes=size_bytes),
+                    volume_capability=_capability(volume),
+                ),
+                timeout=CALL_TIMEOUT_S,
+            )
+        return int(answer.capacity_bytes)
+
     def unmount(self, volume: Mapping[str, Any]) -> None:
         """Unpublish and unstage."""
         name, handle = volume["metadata"]["name"], volume["spec"]["csi"]["volumeHandle"]

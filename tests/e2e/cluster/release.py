@@ -21,10 +21,11 @@ from tests.e2e.chart import ValueSet, find_helm, render
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
 from tests.e2e.cluster.network import Network, NetworkNode, network
 from tests.e2e.cluster.node_calls import NodeCalls
-from tests.e2e.cluster.processes import Process, binary, on_host
+from tests.e2e.cluster.processes import ROOT, Process, binary, on_host
 from tests.integration.daemon_process import poll, release
 
 NAMESPACE = "longhorn-system"
+SNAPSHOT_CRDS = ROOT / "deploy" / "manifests" / "snapshot-crds.yaml"
 DRIVER = "driver.longhorn.io"
 TOPOLOGY = "topology.shorthorn.io/node"
 #: A claim of 5 GiB, as the page has it, is scheduled only where so much is free.
@@ -103,6 +104,8 @@ class Release:
         plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         kinds = [d for d in self.documents if d["kind"] == "CustomResourceDefinition"]
         plane.apply(kinds)
+        # As clusters have them: those of the embedded server also take what no cluster takes.
+        plane.apply(SNAPSHOT_CRDS)
         plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
         for index in range(NODES):
             self._add_node(f"node-{index}", self._network.nodes[index])
@@ -188,6 +191,16 @@ class Release:
         """Return the node that a volume is on."""
         volume = self.plane.api.get("Volume", NAMESPACE, volume_id)
         return self.node(volume["spec"]["nodeID"])
+
+    def left(self) -> list[str]:
+        """Return what is in the pools."""
+        kinds = ("volumes", "snapshots", "images", "staging/*")
+        return [
+            str(path)
+            for node in self.nodes
+            for kind in kinds
+            for path in node.pool.glob(f"{kind}/*")
+        ]
 
     def leader(self) -> Pod:
         """Return the controller pod that holds the lease."""

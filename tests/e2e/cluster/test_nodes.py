@@ -106,15 +106,4 @@ def test_a_namespace_is_deleted_with_all_in_it(release: Release, own: User) -> N
     own.claim("b", "64Mi", snapshot="s")
     own.use("b", "node-2")
     own.remove()
-    poll(lambda: left(release) == [], what=f"an empty pool, and not {left(release)}")
-
-
-def left(release: Release) -> list[str]:
-    """Return what is in the pools."""
-    kinds = ("volumes", "snapshots", "images", "staging/*")
-    return [
-        str(path)
-        for node in release.nodes
-        for kind in kinds
-        for path in node.pool.glob(f"{kind}/*")
-    ]
+    poll(lambda: not release.left(), what=f"an empty pool, and not {release.left()}")
