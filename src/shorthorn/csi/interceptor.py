@@ -33,6 +33,8 @@ _LOGGED_FIELDS = ("name", "volume_id", "snapshot_id", "source_volume_id", "targe
 #: Codes that tell of a normal course of things.
 _QUIET = frozenset({StatusCode.ABORTED, StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED})
 _CONTROLLER = "/csi.v1.Controller/"
+#: Sidecars ask it once when they start, and end where it is refused; it is the same for ever.
+_NEVER_REFUSED = f"{_CONTROLLER}ControllerGetCapabilities"
 
 
 def budget_s(context: aio.ServicerContext[Any, Any]) -> float:
@@ -44,7 +46,9 @@ def budget_s(context: aio.ServicerContext[Any, Any]) -> float:
 
 
 class CallInterceptor(aio.ServerInterceptor):
-    """Wraps every unary call. `check` may refuse those of the Controller service, by raising."""
+    """Wraps every unary call. `check` may refuse those of the Controller service, by raising; but
+    not the question what that service can do.
+    """
 
     def __init__(self, check: Callable[[], None] = lambda: None) -> None:
         self._check = check
@@ -64,7 +68,7 @@ class CallInterceptor(aio.ServerInterceptor):
         behaviour: Any = handler.unary_unary
 
         async def checked(request: Any, context: Any) -> Any:
-            if method.startswith(_CONTROLLER):
+            if method.startswith(_CONTROLLER) and method != _NEVER_REFUSED:
                 self._check()
             return await behaviour(request, context)
 
