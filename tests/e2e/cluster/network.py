@@ -54,6 +54,31 @@ class NetworkNode:
         """Put it back."""
         _ip("link", "set", self.link, "up")
 
+    @property
+    def received_bytes(self) -> int:
+        """How much has come to this node since it was made."""
+        return int(Path(f"/sys/class/net/{self.link}/statistics/tx_bytes").read_text())
+
+    @contextlib.contextmanager
+    def without(self, address: str) -> Iterator[None]:
+        """One address cannot be reached from this node for a while; everybody else can."""
+        route = ("route", "add", "blackhole", f"{address}/32")
+        _ip("-n", self.name, *route)
+        try:
+            yield
+        finally:
+            _ip("-n", self.name, "route", "del", *route[2:])
+
+    @contextlib.contextmanager
+    def slowed(self, megabytes_per_s: int) -> Iterator[None]:
+        """What comes to this node comes no faster, for a while."""
+        shape = ("tbf", "rate", f"{megabytes_per_s * 8}mbit", "burst", "1mb", "latency", "50ms")
+        _tc("add", "dev", self.link, "root", *shape)
+        try:
+            yield
+        finally:
+            _tc("del", "dev", self.link, "root")
+
 
 @dataclass(frozen=True)
 class Network:
@@ -154,3 +179,8 @@ def _ip(*words: str, may_fail: bool = False) -> str:
     said = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     assert may_fail or said.returncode == 0, f"ip {' '.join(words)}: {said.stderr}"
     return said.stdout
+
+
+def _tc(*words: str) -> None:
+    said = subprocess.run(["tc", "qdisc", *words], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, f"tc qdisc {' '.join(words)}: {said.stderr}"

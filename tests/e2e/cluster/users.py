@@ -33,8 +33,13 @@ class User:
 
     # --- claims and pods
 
-    def claim(self, name: str, size: str = "64Mi", *, snapshot: str = "", **spec: Any) -> Object:
-        """Make a claim, from a snapshot where one is named."""
+    def claim(
+        self, name: str, size: str = "64Mi", *, snapshot: str = "", node: str = "", **spec: Any
+    ) -> Object:
+        """Make a claim, from a snapshot where one is named.
+
+        Args: node: written into the claim as the scheduler would for the first pod that uses it.
+        """
         body: Object = {
             "storageClassName": "longhorn",
             "accessModes": ["ReadWriteOnce"],
@@ -44,7 +49,9 @@ class User:
         if snapshot:
             group = "snapshot.storage.k8s.io"
             body["dataSource"] = {"apiGroup": group, "kind": "VolumeSnapshot", "name": snapshot}
-        meta = {"name": name, "namespace": self.namespace}
+        meta: Object = {"name": name, "namespace": self.namespace}
+        if node:
+            meta["annotations"] = {"volume.kubernetes.io/selected-node": node}
         claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta}
         return self.api.create({**claim, "spec": body})
 
