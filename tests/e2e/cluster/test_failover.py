@@ -23,7 +23,7 @@ from tests.e2e.cluster.failures import (
     tended,
 )
 from tests.e2e.cluster.release import NAMESPACE, Node, Release
-from tests.e2e.cluster.test_nodes import MIB, digest, fill, left, ready_nodes
+from tests.e2e.cluster.test_nodes import MIB, digest, fill, ready_nodes
 from tests.e2e.cluster.users import User
 from tests.integration.daemon_process import poll
 from tests.integration.service_api import Object, is_bound, is_ready
@@ -45,7 +45,7 @@ def whole(release: Release) -> Iterator[None]:
 
 def nothing_left(release: Release, own: User) -> None:
     own.remove()
-    poll(lambda: left(release) == [], what=f"an empty pool, and not {left(release)}")
+    poll(lambda: release.left() == [], what=f"an empty pool, and not {release.left()}")
 
 
 def snapshot_object(own: User, name: str) -> Object:

@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from tests.e2e.cluster.failures import leader_of
 from tests.e2e.cluster.release import NAMESPACE, Release
-from tests.e2e.cluster.test_nodes import MIB, checksum_of, fill, left, ready_nodes
+from tests.e2e.cluster.test_nodes import MIB, checksum_of, fill, ready_nodes
 from tests.e2e.cluster.users import User
 from tests.integration.daemon_process import poll
 from tests.integration.service_api import Object, is_bound, is_ready
@@ -103,7 +103,7 @@ def test_many_claims_from_one_image(release: Release, own: User) -> None:
     assert max(came) < 2 * IMAGE_MIB * MIB, f"{came} bytes came: an image more than once"
     began = time.monotonic()
     own.remove()
-    poll(lambda: own_volumes(own) == [] and left(release) == [], timeout_s=PATIENCE_S)
+    poll(lambda: own_volumes(own) == [] and release.left() == [], timeout_s=PATIENCE_S)
     gone_s = time.monotonic() - began
     print(
         f"\n{CLAIMS} claims: {CLAIMS / whole_s:.1f} each second; creation to bound"
@@ -144,7 +144,7 @@ def test_what_one_snapshot_and_one_restore_take(release: Release, own: User) -> 
                 manifest = restore(own, name, f"s{round_}")
                 say(release, own, "csi-provisioner", "CreateVolume", name, bound, manifest)
     own.remove()
-    poll(lambda: left(release) == [], timeout_s=PATIENCE_S, what="empty pools")
+    poll(lambda: release.left() == [], timeout_s=PATIENCE_S, what="empty pools")
 
 
 def shot(own: User, name: str, cls: str) -> Object:
