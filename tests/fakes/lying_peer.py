@@ -31,7 +31,9 @@ GOOD = {
 class LyingPeer:
     """Listens at `address`."""
 
-    def __init__(self, description: bytes, body: Callable[[], Iterable[bytes]]) -> None:
+    def __init__(
+        self, description: Callable[[], bytes], body: Callable[[], Iterable[bytes]]
+    ) -> None:
         self._description = description
         self._body = body
         self.address = ""
@@ -42,7 +44,7 @@ class LyingPeer:
             head = await reader.readuntil(b"\r\n\r\n")
             is_stream = b"/data" in head.split(b"\r\n", 1)[0]
             writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-            for piece in self._body() if is_stream else [self._description]:
+            for piece in self._body() if is_stream else [self._description()]:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0)  # or nobody hears that the client has gone
@@ -55,12 +57,12 @@ async def lying_peer(
     context: ssl.SSLContext,
     *,
     changes: dict[str, Any] | None = None,
-    description: bytes | None = None,
+    description: Callable[[], bytes] | None = None,
     body: Callable[[], Iterable[bytes]] = list,
 ) -> AsyncIterator[LyingPeer]:
     """A running one; `changes` are to GOOD."""
-    said = json.dumps(GOOD | (changes or {})).encode() if description is None else description
-    peer = LyingPeer(said, body)
+    said = json.dumps(GOOD | (changes or {})).encode()
+    peer = LyingPeer(description or (lambda: said), body)
     server = await asyncio.start_server(peer.answer, "127.0.0.1", 0, ssl=context)
     peer.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

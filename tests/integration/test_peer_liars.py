@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import resource
+from asyncio import timeout
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -78,11 +80,33 @@ async def test_an_honest_peer_is_asked_after_a_liar_and_gives_it_all(
     assert Path(record.artifact_path).read_bytes() == source.read_bytes(), words
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("is_expected", [True, False])
+@pytest.mark.parametrize("body", [list, lambda: [frame_header(HOLE, MIB), b"?"]])
+async def test_a_peer_that_lies_about_the_size_does_not_keep_the_others_out(
+    xfs_dir: Path, body: Callable[[], Iterable[bytes]], is_expected: bool
+) -> None:
+    source = sparse_file(xfs_dir / "source", MIB, [(0, MIB)])
+    tls, good = Tls(), peers.sha512(source)
+    said = {"checksum": good, "sizeBytes": 3 * MIB, "virtualSizeBytes": 3 * MIB}
+    async with (
+        node(xfs_dir / "a", tls) as a,
+        lying_peer(tls.contexts.server, body=body, changes=said) as liar,
+    ):
+        await keep(a.engine, source, source)
+        first = Peer("liar", "", liar.address)
+        with pytest.raises(Unavailable):
+            await fetch(tls, [first], xfs_dir / "staging")
+        checksum = good if is_expected else ""
+        record = await fetch(tls, [first, a.peer], xfs_dir / "staging", checksum=checksum)
+    assert Path(record.artifact_path).read_bytes() == source.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"description": b"<html>"}, "cannot be read"),
-        ({"description": b"{" * (DESCRIPTION_BYTES_MAX + 2)}, "without an end"),
+        ({"description": lambda: b"<html>"}, "cannot be read"),
+        ({"description": lambda: b"{" * (DESCRIPTION_BYTES_MAX + 2)}, "without an end"),
         ({"changes": {"sizeBytes": 1 << 60, "virtualSizeBytes": 1 << 60}}, "says that it has"),
         ({"changes": {"checksum": "x"}}, "no SHA-512"),
         ({"changes": {"virtualSizeBytes": 1 << 21}}, "are a disk of 2097152"),
@@ -97,6 +121,19 @@ async def test_a_description_that_makes_no_sense_is_refused(
         with pytest.raises(Unavailable, match=f"liar .*{words}"):
             await fetch(tls, [Peer("liar", "", liar.address)], tmp_path / "staging")
     assert list((tmp_path / "staging").iterdir()) == []
+
+
+async def test_a_peer_that_says_something_else_each_time_is_given_up(tmp_path: Path) -> None:
+    tls, sizes = Tls(), itertools.count(1)
+
+    def description() -> bytes:
+        size = next(sizes) * 512
+        changes = {"sizeBytes": size, "virtualSizeBytes": size, "dataBytes": 0}
+        return json.dumps(GOOD | changes).encode()
+
+    async with lying_peer(tls.contexts.server, description=description) as liar, timeout(30):
+        with pytest.raises(Unavailable, match="has other bytes than those that are here"):
+            await fetch(tls, [Peer("liar", "", liar.address)], tmp_path / "staging")
 
 
 async def test_memory_stays_bounded_whatever_is_declared(tmp_path: Path) -> None:

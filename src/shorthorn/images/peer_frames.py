@@ -17,9 +17,9 @@ from shorthorn.images.peer_wire import HEADER_BYTES, PAGE_BYTES, FrameKind, fram
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: One look at the disk and one write to the socket. At 1 MiB a thread's switch (50 µs) is nothing,
-#: and encryption holds the event loop for half a millisecond.
-PIECE_BYTES = 1 << 20
+#: One look at the disk and one write to the socket. Measured, for 512 MiB: 256 KiB cost the sender
+#: 0.38 s of processor time; 128 KiB 0.56 s in threads' switches, 1 MiB 0.74 s in copies within TLS.
+PIECE_BYTES = 256 << 10
 
 
 class FrameReader:

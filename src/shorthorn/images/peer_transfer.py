@@ -82,11 +82,14 @@ async def transfer(request: TransferRequest, tls: ClientTls, report: ReportProgr
     """
     async with PeerClient(tls) as client:
         running = _Transfer(request, client, report)
-        while True:
+        # Enough for every peer to spoil it once with others and once alone; who changes his mind
+        # at every question shall not keep us for ever.
+        for _ in range(2 * len(request.peers) + 1):
             try:
                 return await running.run()
             except _StartOver:
                 await running.forget()
+        raise running.gave_up()
 
 
 class _Transfer:
@@ -113,6 +116,8 @@ class _Transfer:
         self._refused: set[Peer] = set()
         #: Those of them that might do better another time.
         self._unlucky: set[Peer] = set()
+        #: Peers that might have it, but were not let go on in this round.
+        self._skipped: set[Peer] = set()
         #: Whoever begins has to finish: bytes of several peers together turned out wrong.
         self._is_alone = False
         self._mismatch: ChecksumMismatch | None = None
@@ -153,7 +158,7 @@ class _Transfer:
             failures = 1 if position() > before else failures + 1
             is_hopeless = self._lacking.issuperset(self._usable())
             if is_hopeless or failures >= policy.attempts:
-                raise self._gave_up()
+                raise self.gave_up()
             delay_s = max(self._retry_after_s, policy.delay_s * 2 ** (failures - 1))
             delay_s = min(delay_s, policy.delay_s_max) * random.uniform(0.75, 1.25)
             self._rate.say(position(), self._journal.total_bytes, f"waiting: {self._complaints()}")
@@ -241,12 +246,17 @@ class _Transfer:
 
     async def _fill(self, writer: StagedWriter, description: Description) -> Description | None:
         """Let one peer after the other go on; None if after all of them something is missing."""
+        self._skipped.clear()
         for peer in self._usable():
-            described = await self._describe(peer) if self._may_go_on(peer) else None
+            if not self._may_go_on(peer):
+                self._skipped.add(peer)
+                continue
+            described = await self._describe(peer)
             if described is None:
                 continue
             if not self._fits(described):
                 self._problems[peer] = "has other bytes than those that are here already"
+                self._skipped.add(peer)
                 continue
             try:
                 await self._take(peer, writer)
@@ -254,20 +264,23 @@ class _Transfer:
                 self._note(peer, exc)
             else:
                 return description
+        if self._skipped.issuperset(self._usable()):
+            self._give_others_a_turn()
         return None
 
     def _may_go_on(self, peer: Peer) -> bool:
         return not self._is_alone or not self._givers or peer in self._givers
 
     def _give_others_a_turn(self) -> None:
-        """Where one peer alone was to give it all and cannot: begin anew with another, if any.
+        """Where the peers that were let go on cannot, begin anew with those that were not, if any.
 
-        Raises: _StartOver.
+        Raises: _StartOver. Each time at least one peer less is left to ask.
         """
-        if self._is_alone and any(not self._may_go_on(peer) for peer in self._usable()):
-            for peer in [peer for peer in self._usable() if peer in self._givers]:
-                self._refused.add(peer)
-                self._unlucky.add(peer)
+        if not self._skipped.isdisjoint(self._usable()):
+            for peer in self._usable():
+                if peer not in self._skipped:
+                    self._refused.add(peer)
+                    self._unlucky.add(peer)
             raise _StartOver
 
     async def _take(self, peer: Peer, writer: StagedWriter) -> None:
@@ -304,7 +317,7 @@ class _Transfer:
                 if described is not None and self._fits(described) and described.checksum:
                     return described.checksum
             if self._lacking.issuperset(self._usable()):
-                raise self._gave_up()
+                raise self.gave_up()
             if asyncio.get_running_loop().time() >= deadline:
                 raise Unavailable(
                     "peers", f"{self._request.what}: its checksum is still being computed"
@@ -346,7 +359,8 @@ class _Transfer:
         said = (f"{peer.node_id} {problem}" for peer, problem in self._problems.items())
         return "; ".join(said) or "there is no peer to ask"
 
-    def _gave_up(self) -> NotFound | ChecksumMismatch | Unavailable:
+    def gave_up(self) -> NotFound | ChecksumMismatch | Unavailable:
+        """Return what all answers together mean."""
         peers, refused = set(self._request.peers), self._refused - self._unlucky
         if peers and self._lacking == peers:
             return NotFound(self._request.what, self._request.path.rpartition("/")[2])
