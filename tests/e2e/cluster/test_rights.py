@@ -17,6 +17,7 @@ def test_nothing_is_refused(release: Release) -> None:
     assert sorted(map(str, refused)) == []
 
 
+@pytest.mark.full  # only all tests together use all of them
 def test_every_right_is_used(release: Release) -> None:
     used = rights.used(release.plane.commands.audit_log, NAMESPACE)
     unused = rights.granted(release.documents) - used

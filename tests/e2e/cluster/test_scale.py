@@ -23,7 +23,7 @@ from tests.e2e.cluster.users import User
 from tests.integration.daemon_process import poll
 from tests.integration.service_api import Object, is_bound, is_ready
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.full]
 
 IS_FULL = os.environ.get("SHORTHORN_E2E_FULL") == "1"
 CLAIMS = 300 if IS_FULL else 60
