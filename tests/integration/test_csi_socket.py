@@ -502,6 +502,10 @@ async def test_the_kernels_view_is_told_truly(xfs_csi: CsiHost, tmp_path: Path) 
     (full / "file").touch()
     await storage.remove_mount_point(str(full))
     assert (full / "file").exists()
+    (full / "file").write_text("somebody's own")
+    with pytest.raises(InUse):
+        await storage.remove_mount_point(str(full / "file"))
+    assert (full / "file").read_text() == "somebody's own"
     await xfs_csi.create("pvc-1", size=64 * MIB)
     target = await xfs_csi.mount("pvc-1")
     with (target / "file").open("w"), pytest.raises(InUse):

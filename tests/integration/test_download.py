@@ -123,6 +123,15 @@ async def test_a_file_that_changed_meanwhile_is_taken_from_its_start(
     assert done.checksum == hashlib.sha512(whole).hexdigest()
 
 
+async def test_a_file_cut_where_we_are_is_not_taken_for_complete(tmp_path: Path) -> None:
+    """The server ignores If-Range, and answers 416 with the shorter length: nothing is left."""
+    new = random.Random(4).randbytes(3 * MIB)
+    first = Behaviour(close_after=2 * MIB)
+    shorter = Behaviour(content=CONTENT[: 2 * MIB], ignore_if_range=True)
+    with serve(CONTENT, first, shorter, Behaviour(etag='"two"', content=new)) as server:
+        _assert_complete(await _get(server.url, tmp_path), new)
+
+
 async def test_a_server_without_ranges_that_always_breaks_off_is_given_up(tmp_path: Path) -> None:
     with (
         serve(CONTENT, Behaviour(etag=None, ranges=False, cut_after=MIB)) as server,
