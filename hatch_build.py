@@ -1,14 +1,15 @@
-"""Builds the CSI message classes and stubs from proto/csi.proto.
+"""Builds the CSI message classes and stubs from proto/csi.proto, and brings htmx.
 
 hatchling calls the hook for wheels and editable installations; `make generate` runs this file as a
-program. Either way `shorthorn.csi.proto` appears below src/, ignored by git: what a tool can make
-is not kept by hand. Nothing at run time calls this module.
+program. Either way `shorthorn.csi.proto` and `shorthorn/web/static/vendor` appear below src/,
+ignored by git: what a tool can make, or a registry has, is not kept by hand. Nothing at run time
+calls this module.
 """
 
 from __future__ import annotations
 
 import tempfile
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,24 @@ PACKAGE = "shorthorn/csi/proto"
 PACKAGE_DOCSTRING = (
     '"""CSI 1.13 messages and stubs, generated from proto/csi.proto. Do not edit."""\n'
 )
+VENDOR = "shorthorn/web/static/vendor"
+#: By the name that pages load: the file of django-htmx, which carries htmx's own builds.
+HTMX_FILES = {
+    "htmx.min.js": "django_htmx/static/django_htmx/htmx-2.min.js",
+    "htmx-sse.min.js": "django_htmx/static/django_htmx/ext/hx-sse-2.min.js",
+}
+
+
+def bring_htmx(root: Path) -> None:
+    """Copy htmx and its extension for event streams below `root`/src, where pages load them.
+
+    The package is looked up, not imported: importing it needs Django, which is not installed.
+    """
+    package = metadata.distribution("django-htmx")
+    folder = root / "src" / VENDOR
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, source in HTMX_FILES.items():
+        (folder / name).write_bytes(Path(str(package.locate_file(source))).read_bytes())
 
 
 def generate(root: Path) -> None:
@@ -105,7 +124,9 @@ class CsiProtoBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Generate before hatchling collects the files."""
         generate(Path(self.root))
+        bring_htmx(Path(self.root))
 
 
 if __name__ == "__main__":
     generate(Path(__file__).resolve().parent)
+    bring_htmx(Path(__file__).resolve().parent)
