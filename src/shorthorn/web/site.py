@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from shorthorn.domain.errors import DomainError
+from shorthorn.domain.image_bytes import ImageBytes
 from shorthorn.kube.user_api import Refused
 from shorthorn.web import rendering
 from shorthorn.web.access import Access
@@ -39,8 +40,8 @@ THEMES = ("light", "dark")
 class Site:
     """Everything behind the pages.
 
-    `links`: None where nobody signs in by a link (a cluster); `links_token` is the Kubernetes token
-    of who does. `streams`: open event streams; each
+    `image_bytes`: None where nobody can move them. `links`: None where nobody signs in by a link (a
+    cluster); `links_token` is the Kubernetes token of who does. `streams`: open event streams; each
     is told of a stop by its event. `obstacles`: what keeps the program from being ready, in words.
     """
 
@@ -49,6 +50,7 @@ class Site:
     watched: Watched
     rates: Rates
     access: Access
+    image_bytes: ImageBytes | None
     sessions: Sessions
     cookie: str
     links: LoginLinks | None = None

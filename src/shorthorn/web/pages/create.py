@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from shorthorn.domain.errors import DomainError, InvalidArgument
 from shorthorn.domain.handle_traps import CHECKSUM_FORM
+from shorthorn.domain.image_bytes import UPLOAD_LENGTH
 from shorthorn.domain.models import ImageFormat, SourceType, VolumeState
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from shorthorn.web.site import Site
 
-UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 SOURCES: Final = {
     "download": SourceType.DOWNLOAD,
     "upload": SourceType.UPLOAD,
