@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import importlib
 import json
-from collections.abc import AsyncIterator
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -23,6 +22,7 @@ from shorthorn.domain.errors import InvalidArgument, NotFound, OffsetMismatch, U
 from shorthorn.domain.image_bytes import ArtifactForm, ImageBytes, OpenArtifact, UploadState
 from shorthorn.kube import user_api
 from shorthorn.web.byte_ranges import NotSatisfiable, find_range
+from shorthorn.web.guard import read_limited
 from shorthorn.web.site import session_of, site_of
 
 if TYPE_CHECKING:
@@ -234,25 +234,16 @@ async def _is_missing(images: Any, name: str) -> bool:
 
 
 async def _document(request: Request) -> dict[str, Any]:
-    body = bytearray()
-    async for chunk in _limited(request):
-        body += chunk
+    body = await read_limited(request, _DOCUMENT_BYTES_MAX)
+    if body is None:
+        raise InvalidArgument("body", f"at most {_DOCUMENT_BYTES_MAX} bytes are read")
     try:
-        document = json.loads(bytes(body))
+        document = json.loads(body)
     except ValueError:
         raise InvalidArgument("body", 'write JSON, as in {"url": "https://…"}') from None
     if not isinstance(document, dict):
         raise InvalidArgument("body", "write a JSON object")
     return document
-
-
-async def _limited(request: Request) -> AsyncIterator[bytes]:
-    size_bytes = 0
-    async for chunk in request.stream():
-        size_bytes += len(chunk)
-        if size_bytes > _DOCUMENT_BYTES_MAX:
-            raise InvalidArgument("body", f"at most {_DOCUMENT_BYTES_MAX} bytes are read")
-        yield chunk
 
 
 def _is_known(request: Request, etag: str) -> bool:
