@@ -110,6 +110,11 @@ class Api:
         found = self.client.list(BackingImage, namespace=self.namespace, **selectors)
         return [image.metadata.name async for image in found]
 
+    async def review(self, group: str, kind: str, spec: dict[str, Any]) -> httpx2.Response:
+        """Ask the server a question about a user."""
+        body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
+        return await self.http.post(f"/apis/{group}/v1/{kind.lower()}s", json=body)
+
     async def create_class(self, **metadata: Any) -> Any:
         """Add a cluster-scoped object that is removed after the test."""
         name = f"class-{secrets.token_hex(4)}"
@@ -910,6 +915,44 @@ class ApiSuite:
         made = await api.client.create(secret)
         assert made.data == {"a": "Yg=="}
         assert made.stringData is None
+
+    # ---- Reviews: who is this, and may they -----------------------------------------------------
+
+    async def test_a_token_review_names_the_user_of_a_token(self, api: Api):
+        token = api.http.headers["Authorization"].removeprefix("Bearer ")
+        answer = await api.review("authentication.k8s.io", "TokenReview", {"token": token})
+        assert answer.status_code == 201
+        told = answer.json()["status"]
+        assert told["authenticated"] is True
+        assert told["user"]["username"]
+
+    async def test_a_token_review_of_nobodys_token_says_so_and_is_no_error(self, api: Api):
+        answer = await api.review("authentication.k8s.io", "TokenReview", {"token": "nobodys"})
+        assert answer.status_code == 201
+        assert not answer.json()["status"].get("authenticated")
+
+    async def test_a_token_review_without_a_token_is_refused(self, api: Api):
+        answer = await api.review("authentication.k8s.io", "TokenReview", {})
+        assert answer.status_code in (400, 422)
+
+    async def test_who_may_do_everything_is_told_so(self, api: Api):
+        attributes = {"verb": "delete", "group": "longhorn.io", "resource": "backingimages"}
+        spec = {"resourceAttributes": {**attributes, "namespace": api.namespace, "name": "golden"}}
+        answer = await api.review("authorization.k8s.io", "SelfSubjectAccessReview", spec)
+        assert answer.status_code == 201
+        assert answer.json()["status"]["allowed"] is True
+        assert answer.json()["spec"] == spec
+
+    async def test_an_access_review_of_nothing_is_refused(self, api: Api):
+        answer = await api.review("authorization.k8s.io", "SelfSubjectAccessReview", {})
+        assert (answer.status_code, answer.json()["reason"]) == (422, "Invalid")
+
+    async def test_reviews_are_created_and_never_stored(self, api: Api):
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        assert (await api.http.get(path)).status_code == 405
+        assert (await api.http.get("/apis/authorization.k8s.io")).json()["kind"] == "APIGroup"
+        resources = (await api.http.get("/apis/authentication.k8s.io/v1")).json()["resources"]
+        assert "create" in {e["name"]: e for e in resources}["tokenreviews"]["verbs"]
 
     # ---- The protocol ---------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from shorthorn.domain import handles
-from shorthorn.domain.errors import DomainError
+from shorthorn.domain.errors import DomainError, InvalidArgument
 from shorthorn.domain.handles import BackingImageHandle, InvalidHandle, SnapshotHandle
 from shorthorn.domain.models import BackingImage, Snapshot
 from shorthorn.services.image_requests import (
@@ -77,16 +77,20 @@ def _image(handle: BackingImageHandle, image: BackingImage | None, text: str) ->
         try:
             check_matches(image, request)
         except DomainError as exc:
-            return Reading("wrong", f"{exc}.", rows, handle.warnings, link, rewritten)
+            return Reading("wrong", _problem(exc), rows, handle.warnings, link, rewritten)
         state, message = state_of(image)
         summary = f"The image exists and is {state}." + (f" {message}" if message else "")
         return Reading("ok", summary, rows, handle.warnings, link, rewritten)
     try:
         check_creatable(request)
     except DomainError as exc:
-        return Reading("wrong", f"{exc}.", rows, handle.warnings, "", rewritten)
+        return Reading("wrong", _problem(exc), rows, handle.warnings, "", rewritten)
     summary = "There is no such image yet. It will be made when the first volume needs it."
     return Reading("on-demand", summary, rows, handle.warnings, "", rewritten)
+
+
+def _problem(exc: DomainError) -> str:
+    return f"{exc.problem if isinstance(exc, InvalidArgument) else exc}."
 
 
 def _rewritten(handle: BackingImageHandle, text: str) -> str:

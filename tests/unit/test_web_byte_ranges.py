@@ -1,0 +1,54 @@
+"""Ranges of bytes: which part is asked for, and when a condition makes it count."""
+
+from __future__ import annotations
+
+import pytest
+
+from shorthorn.web.byte_ranges import NotSatisfiable, find_range
+
+ETAG = '"abc"'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bytes=0-9", range(10)),
+        ("bytes=5-", range(5, 100)),
+        ("bytes=-10", range(90, 100)),
+        ("bytes=-1000", range(100)),
+        ("bytes=90-1000", range(90, 100)),
+        ("BYTES=0-0", range(1)),
+        ("", None),
+        ("bytes=", None),
+        ("bytes=-", None),
+        ("bytes=9-5", None),
+        ("bytes=0-1,5-6", None),
+        ("items=0-1", None),
+        ("bytes=a-b", None),
+        ("bytes=٣-", None),
+    ],
+)
+def test_a_range_is_read(text: str, expected: range | None) -> None:
+    assert find_range({"range": text} if text else {}, 100, ETAG) == expected
+
+
+@pytest.mark.parametrize("text", ["bytes=100-", "bytes=500-600", "bytes=-0"])
+def test_a_range_beyond_the_end_cannot_be_satisfied(text: str) -> None:
+    with pytest.raises(NotSatisfiable):
+        find_range({"range": text}, 100, ETAG)
+
+
+@pytest.mark.parametrize(
+    ("condition", "etag", "counts"),
+    [
+        (ETAG, ETAG, True),
+        ('"other"', ETAG, False),
+        ("Tue, 24 Nov 2026 09:00:00 GMT", ETAG, False),
+        (ETAG, "", False),
+    ],
+)
+def test_a_condition_decides_whether_a_range_counts(
+    condition: str, etag: str, counts: bool
+) -> None:
+    found = find_range({"range": "bytes=0-9", "if-range": condition}, 100, etag)
+    assert (found is not None) == counts

@@ -1,0 +1,129 @@
+"""What no page has to think of: headers, hosts, origins, sessions, forged forms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from shorthorn.web.guard import CONTENT_SECURITY_POLICY, FORM_BYTES_MAX, Guard
+from shorthorn.web.sessions import Sessions, make_key
+
+KEY = make_key()
+SESSIONS = Sessions(KEY)
+SESSION, COOKIE = SESSIONS.begin("ann", "token-1")
+FORM = SESSIONS.form_token(SESSION)
+US = "http://127.0.0.1:80"
+
+
+async def echo(request: Request) -> Response:
+    session = request.state.session
+    body = (await request.body()).decode()
+    return PlainTextResponse(f"{session.user if session else 'nobody'} {body}")
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    methods = ["GET", "POST", "DELETE"]
+    app = Starlette(routes=[Route(p, echo, methods=methods) for p in ("/x", "/login", "/api/v1/y")])
+    guard = Guard(app, sessions=SESSIONS, cookie="s", hosts={"127.0.0.1:80", "127.0.0.1"})
+    transport = httpx2.ASGITransport(app=guard)
+    async with httpx2.AsyncClient(transport=transport, base_url=US) as client:
+        yield client
+
+
+def signed_in(**headers: str) -> dict[str, str]:
+    return {"Cookie": f"s={COOKIE}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+
+
+async def test_every_answer_has_the_security_headers(http: httpx2.AsyncClient) -> None:
+    for path in ("/x", "/login", "/missing"):
+        answer = await http.get(path, headers=signed_in())
+        assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_the_policy_allows_nothing_inline() -> None:
+    assert "default-src 'none'" in CONTENT_SECURITY_POLICY
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+
+
+async def test_a_foreign_host_name_is_refused(http: httpx2.AsyncClient) -> None:
+    answer = await http.get("/x", headers=signed_in(Host="evil.example"))
+    assert answer.status_code == 421
+
+
+async def test_nobody_is_sent_to_the_login_page_and_back(http: httpx2.AsyncClient) -> None:
+    answer = await http.get("/x?a=1")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=/x%3Fa%3D1")
+    assert (await http.get("/login")).text == "nobody "
+
+
+async def test_a_machine_without_a_token_is_unauthorized(http: httpx2.AsyncClient) -> None:
+    answer = await http.get("/api/v1/y")
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+async def test_htmx_is_told_where_to_sign_in(http: httpx2.AsyncClient) -> None:
+    answer = await http.get("/x", headers={"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (401, "/login")
+
+
+async def test_a_form_with_its_token_passes_with_its_body(http: httpx2.AsyncClient) -> None:
+    fields = {"csrf_token": FORM, "a": "1"}
+    answer = await http.post("/x", data=fields, headers=signed_in())
+    assert (answer.status_code, answer.text) == (200, f"ann csrf_token={FORM}&a=1")
+
+
+async def test_the_header_does_as_well(http: httpx2.AsyncClient) -> None:
+    answer = await http.delete("/x", headers=signed_in(X_CSRF_Token=FORM))
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", "wrong", FORM[:-1]])
+async def test_a_form_without_its_token_is_refused(http: httpx2.AsyncClient, token: str) -> None:
+    answer = await http.post("/x", data={"csrf_token": token}, headers=signed_in())
+    assert answer.status_code == 403
+
+
+async def test_a_body_of_another_kind_needs_the_header(http: httpx2.AsyncClient) -> None:
+    answer = await http.post("/x", json={"csrf_token": FORM}, headers=signed_in())
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param({"Origin": "http://evil.example"}, id="origin"),
+        pytest.param({"Origin": "null"}, id="hidden origin"),
+        pytest.param({"Sec-Fetch-Site": "cross-site"}, id="fetch metadata"),
+    ],
+)
+async def test_another_sites_request_is_refused_even_with_the_token(
+    http: httpx2.AsyncClient, headers: dict[str, str]
+) -> None:
+    answer = await http.post("/x", headers=signed_in(X_CSRF_Token=FORM) | headers)
+    assert answer.status_code == 403
+    assert (await http.post("/login", headers=headers)).status_code == 403
+
+
+async def test_our_own_origin_passes(http: httpx2.AsyncClient) -> None:
+    headers = signed_in(X_CSRF_Token=FORM) | {"Origin": "http://127.0.0.1"}
+    assert (await http.post("/x", headers=headers)).status_code == 200
+
+
+async def test_a_bearer_token_needs_no_form_token(http: httpx2.AsyncClient) -> None:
+    answer = await http.post("/api/v1/y", headers={"Authorization": "Bearer abc"})
+    assert answer.status_code == 200
+
+
+async def test_a_form_that_is_too_large_is_refused(http: httpx2.AsyncClient) -> None:
+    fields = {"a": "x" * FORM_BYTES_MAX, "csrf_token": FORM}
+    assert (await http.post("/x", data=fields, headers=signed_in())).status_code == 413
