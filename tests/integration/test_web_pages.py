@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ READY = BackingImageStatus(
     uuid="12345678",
     size_bytes=1 << 20,
     virtual_size_bytes=1 << 30,
-    conditions=(Condition("Ready", True, "Ready"),),
+    conditions=(Condition("Ready", True, "Ready", "", datetime(2026, 1, 1, tzinfo=UTC)),),
 )
 
 
