@@ -24,6 +24,7 @@ API_VERSIONS = {
     "PodDisruptionBudget": "policy/v1",
     "Role": "rbac.authorization.k8s.io/v1",
     "RoleBinding": "rbac.authorization.k8s.io/v1",
+    "Service": "v1",
     "ServiceAccount": "v1",
     "StorageClass": "storage.k8s.io/v1",
     "ValidatingAdmissionPolicy": "admissionregistration.k8s.io/v1",

@@ -31,7 +31,7 @@ from shorthorn.daemon.parts import (
     open_engine,
 )
 from shorthorn.daemon.program import Program
-from shorthorn.daemon.web import WebServer, ensure_key, loopback_hosts, watched_of
+from shorthorn.daemon.web import WebServer, loopback_hosts, watched_of
 from shorthorn.domain.models import PoolSpec
 from shorthorn.domain.ports import Engine
 from shorthorn.host.locks import DirectoryLock
@@ -66,7 +66,7 @@ from shorthorn.standalone.roles import Roles
 from shorthorn.telemetry import Metrics
 from shorthorn.web.access import Access
 from shorthorn.web.rates import Rates
-from shorthorn.web.sessions import LoginLinks, Sessions
+from shorthorn.web.sessions import LoginLinks, Sessions, is_key, make_key
 from shorthorn.web.site import Site
 
 _OUR_GROUPS = ("longhorn.io", "shorthorn.io")
@@ -205,7 +205,7 @@ class Daemon(Program):
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{port}"
-        key = ensure_key(settings.web_key)
+        key = _ensure_key(settings.web_key)
         links = LoginLinks(key)
         site = Site(
             namespace=settings.namespace,
@@ -248,3 +248,15 @@ def _last_port(file: Path) -> int:
     except FileNotFoundError:
         return 0
     return int(found[1]) if found else 0
+
+
+def _ensure_key(path: Path) -> str:
+    """Return the key of cookies and links in `path`, made at first."""
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        key = ""
+    if not is_key(key):
+        key = make_key()
+        write_private(path, key + "\n")
+    return key

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
-from pathlib import Path
 
 from shorthorn.daemon.parts import Registries
 from shorthorn.domain.errors import Unavailable
 from shorthorn.kit.guest_server import GuestServer
-from shorthorn.standalone.apiserver.credentials import write_private
 from shorthorn.web.app import make_app
 from shorthorn.web.rates import Rates
-from shorthorn.web.sessions import is_key, make_key
 from shorthorn.web.site import Site
 from shorthorn.web.watched import Watched
 
@@ -56,18 +53,6 @@ class WebServer:
         for stream in list(self._site.streams):
             stream.set()
         await self._server.stop()
-
-
-def ensure_key(path: Path) -> str:
-    """Return the key of cookies and links in `path`, made at first."""
-    try:
-        key = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        key = ""
-    if not is_key(key):
-        key = make_key()
-        write_private(path, key + "\n")
-    return key
 
 
 def open_everywhere(host: str, port: int) -> socket.socket:
