@@ -128,7 +128,7 @@ async def running_site(
             cookie="shorthorn",
             links=links,
             links_token=token,
-            metrics=lambda: b"up 1\n",
+            metrics=_metrics,
         )
         listener = open_socket(TcpAddress("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -141,3 +141,7 @@ async def running_site(
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+async def _metrics() -> bytes:
+    return b"up 1\n"

@@ -22,6 +22,7 @@ from lightkube import AsyncClient
 from shorthorn.controllers.pools import PoolReporter
 from shorthorn.csi.node import Node
 from shorthorn.csi.server import CsiServer, check_path
+from shorthorn.daemon.late_metrics import LateMetrics
 from shorthorn.daemon.parts import (
     DRAIN_S,
     NodeWork,
@@ -63,7 +64,6 @@ from shorthorn.standalone.apiserver.server import ApiServer
 from shorthorn.standalone.csi_client import CsiClient
 from shorthorn.standalone.defaults import ensure_defaults
 from shorthorn.standalone.roles import Roles
-from shorthorn.telemetry import Metrics
 from shorthorn.web.access import Access
 from shorthorn.web.rates import Rates
 from shorthorn.web.sessions import LoginLinks, Sessions, is_key, make_key
@@ -86,7 +86,7 @@ class Daemon(Program):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._settings = settings
-        self._metrics = Metrics()
+        self._metrics = LateMetrics()
         self.pool_dir = Path()
         self.url = ""
         self.login_url = ""
@@ -178,7 +178,7 @@ class Daemon(Program):
             PoolSpec(settings.node_id, engine.pool_uuid, str(self.pool_dir)),
         )
         observe = self._metrics.reconciled
-        self._metrics.watch_node(registries.pools.cached, registries.copies.cached)
+        self._metrics.watch(registries)
         work = NodeWork(
             registries, engine, locks, pool, pool_dir=self.pool_dir, use=node, observe=observe
         )

@@ -95,4 +95,4 @@ async def _readyz(request: Request) -> Response:
 async def _metrics(request: Request) -> Response:
     metrics = site_of(request).metrics
     assert metrics is not None, "there is a route only with it"
-    return Response(metrics(), headers={"Content-Type": _METRICS})
+    return Response(await metrics(), headers={"Content-Type": _METRICS})

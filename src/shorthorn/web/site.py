@@ -27,7 +27,7 @@ from shorthorn.web.watched import Watched
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from jinja2 import Environment
     from starlette.requests import Request
@@ -56,7 +56,7 @@ class Site:
     cookie: str
     links: LoginLinks | None = None
     links_token: str = field(default="", repr=False)
-    metrics: Callable[[], bytes] | None = None
+    metrics: Callable[[], Awaitable[bytes]] | None = None
     obstacles: Callable[[], Sequence[str]] = lambda: ()
     templates: Environment = field(default_factory=rendering.make_environment)
     streams: set[asyncio.Event] = field(default_factory=set)
