@@ -1,0 +1,195 @@
+"""/api/v1 over real HTTP: uploads as tus has them, downloads with ranges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+from tests.fakes.memory_image_bytes import MemoryImageBytes
+from tests.integration.web_site import Running, running_site
+
+from shorthorn.domain.models import BackingImage, BackingImageSpec, Meta
+
+DATA = bytes(range(256)) * 40
+ETAG = "ab" * 64
+UPLOAD = "/api/v1/images/golden/upload"
+ARTIFACT = "/api/v1/images/golden/artifact"
+
+
+@dataclass
+class Machine:
+    """A client with a token, and what holds the bytes."""
+
+    http: httpx2.AsyncClient
+    bytes: MemoryImageBytes
+    running: Running
+
+    async def patch(self, offset: int, body: bytes, **headers: str) -> httpx2.Response:
+        told = {
+            "Upload-Offset": str(offset),
+            "Content-Type": "application/offset+octet-stream",
+            "Tus-Resumable": "1.0.0",
+        }
+        return await self.http.patch(UPLOAD, content=body, headers=told | headers)
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    held = MemoryImageBytes()
+    async with running_site(tmp_path, image_bytes=held) as running, running.browser() as http:
+        http.headers["Authorization"] = f"Bearer {running.token}"
+        await running.registries.images.create(
+            BackingImage(Meta("golden"), BackingImageSpec("upload"))
+        )
+        yield Machine(http, held, running)
+
+
+async def freed(held: MemoryImageBytes) -> None:
+    """Wait until nobody reads any more."""
+    async with asyncio.timeout(10):
+        await held.is_free.wait()
+
+
+# ---- uploads ------------------------------------------------------------------------------------
+
+
+async def test_an_upload_goes_on_where_it_stopped(machine: Machine) -> None:
+    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), len(DATA)
+    first = await machine.patch(0, DATA[:5000])
+    assert (first.status_code, first.headers["upload-offset"]) == (204, "5000")
+    state = await machine.http.head(UPLOAD)
+    assert state.headers["upload-offset"] == "5000"
+    assert state.headers["upload-length"] == str(len(DATA))
+    assert state.headers["cache-control"] == "no-store"
+    assert (await machine.patch(5000, DATA[5000:])).headers["upload-offset"] == str(len(DATA))
+    assert bytes(machine.bytes.uploads["golden"]) == DATA
+
+
+async def test_a_wrong_offset_is_answered_with_the_true_one(machine: Machine) -> None:
+    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(b"abc"), 10
+    answer = await machine.patch(7, b"x")
+    assert (answer.status_code, answer.headers["upload-offset"]) == (409, "3")
+    assert answer.json()["reason"] == "OffsetMismatch"
+
+
+async def test_more_than_was_promised_is_refused(machine: Machine) -> None:
+    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    assert (await machine.patch(0, b"abcd")).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Upload-Offset": "x"}, 400),
+        ({"Upload-Offset": "-1"}, 400),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Tus-Resumable": "2.0.0"}, 400),
+    ],
+)
+async def test_a_request_that_is_no_piece_of_an_upload_is_refused(
+    machine: Machine, headers: dict[str, str], status: int
+) -> None:
+    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    assert (await machine.patch(0, b"abc", **headers)).status_code == status
+
+
+async def test_an_upload_can_be_given_up(machine: Machine) -> None:
+    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    assert (await machine.http.delete(UPLOAD)).status_code == 204
+    assert (await machine.http.head(UPLOAD)).status_code == 404
+    assert (await machine.http.head("/api/v1/images/other/upload")).status_code == 404
+
+
+async def test_a_session_uploads_with_its_form_token_only(machine: Machine) -> None:
+    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    headers = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    async with machine.running.signed_in() as browser:
+        assert (
+            await browser.http.patch(UPLOAD, content=b"abc", headers=headers)
+        ).status_code == 403
+        headers["X-CSRF-Token"] = await browser.form_token()
+        assert (
+            await browser.http.patch(UPLOAD, content=b"abc", headers=headers)
+        ).status_code == 204
+
+
+# ---- downloads ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(machine: Machine) -> MemoryImageBytes:
+    machine.bytes.artifacts["golden"], machine.bytes.etags["golden"] = DATA, ETAG
+    return machine.bytes
+
+
+async def test_an_artifact_is_sent_whole_with_length_and_name(
+    machine: Machine, held: MemoryImageBytes
+) -> None:
+    answer = await machine.http.get(ARTIFACT)
+    assert (answer.status_code, answer.content) == (200, DATA)
+    assert answer.headers["content-length"] == str(len(DATA))
+    assert answer.headers["etag"] == f'"{ETAG}"'
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["content-disposition"].endswith("golden.artifact")
+    await freed(held)
+
+
+async def test_head_tells_the_same_and_sends_nothing(
+    machine: Machine, held: MemoryImageBytes
+) -> None:
+    answer = await machine.http.head(ARTIFACT)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == str(len(DATA))
+    assert held.readers == 0
+
+
+@pytest.mark.parametrize("form", ["artifact", "raw"])
+async def test_a_part_is_sent(machine: Machine, held: MemoryImageBytes, form: str) -> None:
+    path = f"/api/v1/images/golden/{form}"
+    answer = await machine.http.get(path, headers={"Range": "bytes=1000-4999"})
+    assert (answer.status_code, answer.content) == (206, DATA[1000:5000])
+    assert answer.headers["content-range"] == f"bytes 1000-4999/{len(DATA)}"
+    assert answer.headers["content-length"] == "4000"
+    beyond = await machine.http.get(path, headers={"Range": f"bytes={len(DATA)}-"})
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(DATA)}")
+    await freed(held)
+
+
+async def test_a_range_of_another_file_is_sent_whole(
+    machine: Machine, held: MemoryImageBytes
+) -> None:
+    headers = {"Range": "bytes=0-9", "If-Range": '"another"'}
+    assert (await machine.http.get(ARTIFACT, headers=headers)).status_code == 200
+    headers["If-Range"] = f'"{ETAG}"'
+    assert (await machine.http.get(ARTIFACT, headers=headers)).status_code == 206
+
+
+async def test_what_is_known_is_not_sent_again(machine: Machine, held: MemoryImageBytes) -> None:
+    answer = await machine.http.get(ARTIFACT, headers={"If-None-Match": f'"{ETAG}"'})
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+async def test_a_form_without_ranges_ignores_them(machine: Machine, held: MemoryImageBytes) -> None:
+    for form, length in (("qcow2", str(len(DATA))), ("raw.zst", None)):
+        path = f"/api/v1/images/golden/{form}"
+        answer = await machine.http.get(path, headers={"Range": "bytes=0-9"})
+        assert (answer.status_code, answer.content) == (200, DATA)
+        assert answer.headers.get("content-length") == length
+        assert "accept-ranges" not in answer.headers
+
+
+async def test_who_leaves_early_frees_the_reader(machine: Machine, held: MemoryImageBytes) -> None:
+    held.artifacts["golden"] = bytes(64 << 20)
+    async with machine.http.stream("GET", ARTIFACT) as stream:
+        async for _ in stream.aiter_raw():
+            break
+    await freed(held)
+
+
+async def test_an_image_that_is_not_ready_has_no_bytes(machine: Machine) -> None:
+    answer = await machine.http.get(ARTIFACT)
+    assert (answer.status_code, answer.json()["reason"]) == (404, "NotFound")
