@@ -46,7 +46,7 @@ async def test_every_answer_has_the_security_headers(http: httpx2.AsyncClient) -
         answer = await http.get(path, headers=signed_in())
         assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert answer.headers["cache-control"] == "no-store"
 
 

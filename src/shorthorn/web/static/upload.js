@@ -182,25 +182,42 @@ form?.addEventListener("submit", async (event) => {
 });
 
 // --- an image that waits for its bytes: the same file, chosen again
-const place = document.querySelector("[data-upload]");
-if (place) {
-  const name = place.dataset.name;
-  const known = JSON.parse(localStorage.getItem(remembered(name)) ?? "null");
-  const hint = place.querySelector("[data-upload-hint]");
-  if (known) hint.textContent = `Choose the same file to go on: ${known.name}, ${inWords(known.size)}.`;
-  place.querySelector("#file").addEventListener("change", (event) => {
-    const file = event.target.files[0];
-    const problem = place.querySelector("[data-upload-problem]");
-    const length = Number(place.dataset.length || file.size);
-    if (file.size !== length) {
-      problem.textContent = `This is another file: it has ${file.size} bytes, and ${length} are expected.`;
-      problem.hidden = false;
-      return;
-    }
-    if (known && known.modified !== file.lastModified) {
-      hint.textContent = "This file was changed since the upload began. Its bytes are compared at the end, if a checksum was given.";
-    }
-    remember(name, file);
-    new Upload(place, file, place.dataset.upload, name).go();
-  });
+let current = null;
+function knownFile(name) {
+  return JSON.parse(localStorage.getItem(remembered(name)) ?? "null");
 }
+function showKnown() {
+  const place = document.querySelector("[data-upload]");
+  const known = place && knownFile(place.dataset.name);
+  if (known) {
+    const hint = place.querySelector("[data-upload-hint]");
+    hint.textContent = `Choose the same file to go on: ${known.name}, ${inWords(known.size)}.`;
+  }
+}
+document.addEventListener("change", (event) => {
+  const place = event.target.closest("[data-upload]");
+  const file = event.target.files?.[0];
+  if (!place || !file || current?.running) return;
+  const name = place.dataset.name;
+  const known = knownFile(name);
+  const problem = place.querySelector("[data-upload-problem]");
+  const length = Number(place.dataset.length || file.size);
+  if (file.size !== length) {
+    problem.textContent = `This is another file: it has ${file.size} bytes, and ${length} are expected.`;
+    problem.hidden = false;
+    return;
+  }
+  if (known && known.modified !== file.lastModified) {
+    place.querySelector("[data-upload-hint]").textContent =
+      "This file was changed since the upload began. Its bytes are compared at the end, if a checksum was given.";
+  }
+  remember(name, file);
+  current = new Upload(place, file, place.dataset.upload, name);
+  current.go();
+});
+// The page may fetch itself anew, but not from under a running upload.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (current?.running && event.detail.target.id === "main") event.detail.shouldSwap = false;
+});
+document.addEventListener("htmx:afterSwap", showKnown);
+showKnown();
