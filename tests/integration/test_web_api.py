@@ -25,7 +25,7 @@ class Machine:
     """A client with a token, and what holds the bytes."""
 
     http: httpx2.AsyncClient
-    bytes: MemoryImageBytes
+    held: MemoryImageBytes
     running: Running
 
     async def patch(self, offset: int, body: bytes, **headers: str) -> httpx2.Response:
@@ -58,7 +58,7 @@ async def freed(held: MemoryImageBytes) -> None:
 
 
 async def test_an_upload_goes_on_where_it_stopped(machine: Machine) -> None:
-    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), len(DATA)
+    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), len(DATA)
     first = await machine.patch(0, DATA[:5000])
     assert (first.status_code, first.headers["upload-offset"]) == (204, "5000")
     state = await machine.http.head(UPLOAD)
@@ -66,18 +66,18 @@ async def test_an_upload_goes_on_where_it_stopped(machine: Machine) -> None:
     assert state.headers["upload-length"] == str(len(DATA))
     assert state.headers["cache-control"] == "no-store"
     assert (await machine.patch(5000, DATA[5000:])).headers["upload-offset"] == str(len(DATA))
-    assert bytes(machine.bytes.uploads["golden"]) == DATA
+    assert bytes(machine.held.uploads["golden"]) == DATA
 
 
 async def test_a_wrong_offset_is_answered_with_the_true_one(machine: Machine) -> None:
-    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(b"abc"), 10
+    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(b"abc"), 10
     answer = await machine.patch(7, b"x")
     assert (answer.status_code, answer.headers["upload-offset"]) == (409, "3")
     assert answer.json()["reason"] == "OffsetMismatch"
 
 
 async def test_more_than_was_promised_is_refused(machine: Machine) -> None:
-    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
     assert (await machine.patch(0, b"abcd")).status_code == 422
 
 
@@ -93,19 +93,19 @@ async def test_more_than_was_promised_is_refused(machine: Machine) -> None:
 async def test_a_request_that_is_no_piece_of_an_upload_is_refused(
     machine: Machine, headers: dict[str, str], status: int
 ) -> None:
-    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
     assert (await machine.patch(0, b"abc", **headers)).status_code == status
 
 
 async def test_an_upload_can_be_given_up(machine: Machine) -> None:
-    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
     assert (await machine.http.delete(UPLOAD)).status_code == 204
     assert (await machine.http.head(UPLOAD)).status_code == 404
     assert (await machine.http.head("/api/v1/images/other/upload")).status_code == 404
 
 
 async def test_a_session_uploads_with_its_form_token_only(machine: Machine) -> None:
-    machine.bytes.uploads["golden"], machine.bytes.lengths["golden"] = bytearray(), 3
+    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
     headers = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
     async with machine.running.signed_in() as browser:
         assert (
@@ -122,8 +122,8 @@ async def test_a_session_uploads_with_its_form_token_only(machine: Machine) -> N
 
 @pytest.fixture
 def held(machine: Machine) -> MemoryImageBytes:
-    machine.bytes.artifacts["golden"], machine.bytes.etags["golden"] = DATA, ETAG
-    return machine.bytes
+    machine.held.artifacts["golden"], machine.held.etags["golden"] = DATA, ETAG
+    return machine.held
 
 
 async def test_an_artifact_is_sent_whole_with_length_and_name(

@@ -87,7 +87,14 @@ async def test_the_header_does_as_well(http: httpx2.AsyncClient) -> None:
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("token", ["", "wrong", FORM[:-1]])
+@pytest.mark.parametrize(
+    "token",
+    [
+        pytest.param("", id="none"),
+        pytest.param("wrong", id="another"),
+        pytest.param(FORM[:-1], id="cut off"),
+    ],
+)
 async def test_a_form_without_its_token_is_refused(http: httpx2.AsyncClient, token: str) -> None:
     answer = await http.post("/x", data={"csrf_token": token}, headers=signed_in())
     assert answer.status_code == 403
