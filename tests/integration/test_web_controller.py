@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import httpx2
@@ -38,7 +39,7 @@ def test_a_token_signs_in_to_every_replica(tmp_path: Path) -> None:
     try:
         for replica, url in zip(replicas, urls, strict=True):
             replica.start()
-            poll(lambda url=url: answers(url), timeout_s=20, what=replica.said())
+            poll(functools.partial(answers, url), timeout_s=20, what=replica.said())
         token = yaml.safe_load(kubeconfig.read_text())["users"][0]["user"]["token"]
         with httpx2.Client(trust_env=False) as http:
             page = http.get(f"{urls[0]}/login")
