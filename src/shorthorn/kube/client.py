@@ -44,18 +44,23 @@ def connect(
         way to the server other than the network (see `kube.in_process`).
     Raises: InvalidArgument: there are no credentials at that place.
     """
-    try:
-        config = _read(kubeconfig)
-    except (ConfigError, KeyError, OSError, ValueError) as exc:
-        where = kubeconfig or "the service account of a pod (is this a pod?)"
-        raise errors.InvalidArgument("kubeconfig", f"{where} cannot be used: {exc}") from exc
+    config = read_config(kubeconfig)
     return AsyncClient(
         config=config,
         namespace=namespace,
         timeout=httpx2.Timeout(_TIMEOUT_S),
         trust_env=False,
-        transport=transport or _Network(config),
+        transport=transport or Network(config),
     )
+
+
+def read_config(kubeconfig: Path | None) -> SingleConfig:
+    """Return the current context of `kubeconfig`, or of the pod. Raises: InvalidArgument."""
+    try:
+        return _read(kubeconfig)
+    except (ConfigError, KeyError, OSError, ValueError) as exc:
+        where = kubeconfig or "the service account of a pod (is this a pod?)"
+        raise errors.InvalidArgument("kubeconfig", f"{where} cannot be used: {exc}") from exc
 
 
 def _read(kubeconfig: Path | None) -> SingleConfig:
@@ -66,7 +71,7 @@ def _read(kubeconfig: Path | None) -> SingleConfig:
     return config
 
 
-class _Network(httpx2.AsyncHTTPTransport):
+class Network(httpx2.AsyncHTTPTransport):
     """The network, with dead connections noticed."""
 
     def __init__(self, config: SingleConfig) -> None:

@@ -15,7 +15,8 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
-from shorthorn.standalone.apiserver import discovery, requests, status
+from shorthorn.standalone.apiserver import discovery, requests, reviews, status
+from shorthorn.standalone.apiserver.negotiation import decode_object
 from shorthorn.standalone.apiserver.openapi import OpenApi
 from shorthorn.standalone.apiserver.openapi_v2 import openapi_v2
 from shorthorn.standalone.apiserver.store import StoreUnavailable
@@ -38,6 +39,7 @@ class App:
             raise ValueError("the bearer token needs at least 16 characters")
         self._kinds = kinds
         self._handlers = handlers
+        self._token = token
         self._authorization = f"Bearer {token}".encode()
         self._openapi = OpenApi(kinds)
         #: host:port or socket path, told to clients in discovery.
@@ -71,6 +73,9 @@ class App:
             raise status.unauthorized()
         if path.startswith("/openapi/"):
             return self._openapi_document(path)
+        review = reviews.find_kind(path)
+        if review is not None:
+            return await self._review(review, request)
         resource = requests.parse_path(path)
         if resource is not None:
             return await self._handlers.serve(resource, request)
@@ -80,6 +85,12 @@ class App:
         if request.method != "GET":
             raise status.method_not_allowed()
         return _json(document)
+
+    async def _review(self, kind: str, request: Request) -> Response:
+        if request.method != "POST":
+            raise status.method_not_allowed()
+        body = decode_object(await request.body(), request.headers.get("content-type", ""))
+        return _json(reviews.review(kind, body, token=self._token), 201)
 
     def _discovery(self, path: str) -> dict[str, Any] | None:
         parts = path.strip("/").split("/")
@@ -93,9 +104,10 @@ class App:
             case ["api", version]:
                 return discovery.find_resources(self._kinds, "", version)
             case ["apis", group]:
-                return discovery.find_group(self._kinds, group)
+                return discovery.find_group(self._kinds, group) or reviews.find_document(path)
             case ["apis", group, version]:
-                return discovery.find_resources(self._kinds, group, version)
+                found = discovery.find_resources(self._kinds, group, version)
+                return found or reviews.find_document(path)
         return None
 
     def _openapi_document(self, path: str) -> Response:

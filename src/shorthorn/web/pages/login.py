@@ -1,0 +1,104 @@
+"""Signing in and out.
+
+Owns: the login page (a one-time link on one host, a token in a cluster) and the session's cookie.
+Must never: say whether a link was used or is wrong in a way that helps to guess one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shorthorn.web.guard import is_by_tls
+from shorthorn.web.sessions import SESSION_S, TokenTooLong
+from shorthorn.web.site import page, see_other, site_of, text_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from shorthorn.web.site import Site
+
+_BAD_LINK = "This link was used already, or is older than ten minutes."
+_BAD_TOKEN = "The API server does not know this token; it may have expired."
+_LONG_TOKEN = "The token is too long for a browser's cookie. Use one with fewer group claims."
+
+
+async def show(request: Request) -> Response:
+    """The login page, or the use of a one-time link."""
+    site = site_of(request)
+    once = request.query_params.get("once", "")
+    if once and site.links is not None:
+        if not site.links.use(once):
+            return _form(request, _BAD_LINK, 403)
+        return _enter(request, site, "admin", site.links_token)
+    if request.state.session is not None and not request.query_params.get("ended"):
+        return see_other("/")
+    return _form(request, "")
+
+
+async def sign_in(request: Request) -> Response:
+    """A token was typed."""
+    site = site_of(request)
+    token = text_of(await request.form(), "token")
+    if not token:
+        return _form(request, "Paste a token.", 422)
+    user = await site.access.api.find_user(token)
+    if user is None:
+        return _form(request, _BAD_TOKEN, 403)
+    return _enter(request, site, user, token)
+
+
+async def sign_out(request: Request) -> Response:
+    """Forget the session."""
+    response = see_other("/login")
+    response.delete_cookie(site_of(request).cookie, path="/")
+    return response
+
+
+async def session(request: Request) -> Response:
+    """Whether there is a session: scripts ask when a stream broke. The guard answers 401."""
+    return JSONResponse({"user": request.state.session.user})
+
+
+routes = [
+    Route("/login", show, methods=["GET"]),
+    Route("/login", sign_in, methods=["POST"]),
+    Route("/logout", sign_out, methods=["POST"]),
+    Route("/session", session),
+]
+
+
+def _enter(request: Request, site: Site, user: str, token: str) -> Response:
+    """Set the cookie. The page that follows is asked for by ours, not by whatever held the link:
+    a redirect would not carry a SameSite=Strict cookie then.
+    """
+    try:
+        _, cookie = site.sessions.begin(user, token)
+    except TokenTooLong:
+        return _form(request, _LONG_TOKEN, 422)
+    response = page(request, "entered.html", next=_own_path(request.query_params.get("next", "")))
+    response.set_cookie(
+        site.cookie,
+        cookie,
+        max_age=SESSION_S,
+        path="/",
+        httponly=True,
+        samesite="strict",
+        secure=is_by_tls(request),
+    )
+    return response
+
+
+def _own_path(path: str) -> str:
+    """Return where to go on; never to another site."""
+    parts = urlsplit(path)
+    is_ours = path.startswith("/") and not path.startswith(("//", "/\\", "/login"))
+    return path if is_ours and not parts.scheme and not parts.netloc else "/"
+
+
+def _form(request: Request, problem: str, status: int = 200) -> Response:
+    back = _own_path(request.query_params.get("next", ""))
+    return page(request, "login.html", status=status, problem=problem, next=back)

@@ -1,0 +1,115 @@
+// What every page does beyond its forms and links: theme, ages, copying, and its event stream.
+// Everything works without this file but live changes, copying and the theme's toggle.
+
+const root = document.documentElement;
+root.classList.add("scripted");
+
+// --- ages: "3m", counted on from the time in the markup, without asking anybody
+const UNITS = [[120, 1, "s"], [7200, 60, "m"], [172800, 3600, "h"], [Infinity, 86400, "d"]];
+function showAges(scope) {
+  for (const element of scope.querySelectorAll("time[data-age]")) {
+    const seconds = Math.max(0, (Date.now() - Date.parse(element.dateTime)) / 1000);
+    const [, size, unit] = UNITS.find(([limit]) => seconds < limit);
+    const text = Math.floor(seconds / size) + unit;
+    if (element.textContent !== text) element.textContent = text;
+  }
+}
+setInterval(() => { if (!document.hidden) showAges(document); }, 1000);
+
+// --- copying
+function showCopyButtons(scope) {
+  if (!navigator.clipboard) return;
+  for (const button of scope.querySelectorAll("button[data-copy]")) button.hidden = false;
+}
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-copy]");
+  if (!button) return;
+  await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+  announce("Copied");
+  const label = button.firstChild;
+  const before = label.textContent;
+  if (before === "Copied") return;
+  label.textContent = "Copied";
+  setTimeout(() => { label.textContent = before; }, 1500);
+});
+
+export function announce(text) {
+  const place = document.getElementById("announce");
+  place.textContent = "";
+  requestAnimationFrame(() => { place.textContent = text; });
+}
+
+// --- light and dark: what the system says, until somebody chooses
+const toggle = document.getElementById("theme");
+toggle.hidden = false;
+toggle.addEventListener("click", () => {
+  const isDark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = isDark ? "light" : "dark";
+  document.cookie = `theme=${root.dataset.theme}; path=/; max-age=31536000; samesite=strict`;
+  announce(`Theme: ${root.dataset.theme}`);
+});
+
+// --- a form that came back says why, and keyboards start there
+document.getElementById("problem")?.focus();
+
+// --- names are suggested from a URL or a file, until somebody types one
+let nameIsOurs = !document.getElementById("name")?.value;
+document.getElementById("name")?.addEventListener("input", () => { nameIsOurs = false; });
+document.addEventListener("input", (event) => {
+  const source = event.target.closest("[data-suggest-name]");
+  const name = document.getElementById("name");
+  if (!source || !name || !nameIsOurs) return;
+  const path = source.type === "file" ? source.files[0]?.name : source.value.split(/[?#]/)[0];
+  const last = (path ?? "").replace(/\/+$/, "").split("/").pop();
+  name.value = last.toLowerCase().replace(/\.(qcow2|qcow2c|raw|img|iso)$/, "")
+    .replace(/[^a-z0-9.-]+/g, "-").replace(/^[^a-z0-9]+|[^a-z0-9]+$/g, "").slice(0, 200);
+});
+
+// --- the event stream: htmx's extension opens it; here is what it means for the page
+const connection = document.getElementById("connection");
+let source = null;
+let patience = 0;
+
+document.addEventListener("htmx:sseOpen", (event) => {
+  source = event.detail.source;
+  clearTimeout(patience);
+  patience = 0;
+  connection.hidden = true;
+  source.addEventListener("end", toLogin);
+});
+document.addEventListener("htmx:sseError", async () => {
+  if (!patience) patience = setTimeout(() => { connection.hidden = false; }, 3000);
+  if (source && source.readyState !== EventSource.CLOSED) return;
+  const answer = await fetch("/session", { headers: { Accept: "application/json" } }).catch(() => null);
+  if (answer && answer.status === 401) toLogin();
+});
+function toLogin() {
+  source?.close();
+  location.assign(`/login?ended=1&next=${encodeURIComponent(location.pathname + location.search)}`);
+}
+
+// A browser has six connections for all tabs of a site: a hidden page gives its stream back. The
+// mark in its address tells the server what the page has seen, so nothing is missed.
+document.addEventListener("visibilitychange", () => {
+  const live = document.querySelector("[data-live]");
+  if (!live || !source) return;
+  if (document.hidden) {
+    source.close();
+  } else if (source.readyState === EventSource.CLOSED) {
+    const again = live.cloneNode(true);
+    live.replaceWith(again);
+    window.htmx.process(again);
+  }
+});
+
+document.addEventListener("htmx:afterSwap", (event) => refresh(event.target));
+document.addEventListener("htmx:oobAfterSwap", (event) => refresh(event.detail.target));
+document.addEventListener("htmx:load", (event) => refresh(event.detail.elt));
+function refresh(scope) {
+  const whole = scope?.isConnected ? scope.parentElement ?? scope : document;
+  showAges(whole);
+  showCopyButtons(whole);
+}
+refresh(document.body);

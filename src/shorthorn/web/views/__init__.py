@@ -1,0 +1,1 @@
+"""Objects → plain rows for templates. Pure: no I/O, no requests."""
