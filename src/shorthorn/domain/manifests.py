@@ -1,7 +1,7 @@
 """Ready manifests: a VolumeSnapshotContent, a VolumeSnapshot and a claim for one handle.
 
-Owns: the three objects. Must never: write a handle by hand (`domain.handles` does), or know how they
-are printed. Pure. Called by `shorthorn image handle` and by the pages of images and handles.
+Owns: the three objects. Must never: write a handle by hand (`domain.handles` does), or know how
+they are printed. Pure. Called by `shorthorn image handle` and by the pages of images and handles.
 """
 
 from __future__ import annotations

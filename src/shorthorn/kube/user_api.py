@@ -52,7 +52,9 @@ class Resource:
 
     def path(self, namespace: str = "", name: str = "") -> str:
         """Return the path of all objects, of a namespace's, or of one."""
-        root = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
+        root = (
+            f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
+        )
         is_inside = self.is_namespaced and namespace
         inside = f"/namespaces/{quote(namespace, safe='')}" if is_inside else ""
         return f"{root}{inside}/{self.plural}" + (f"/{quote(name, safe='')}" if name else "")
@@ -187,9 +189,7 @@ def connect_users(kubeconfig: Path | None, reviewer: AsyncClient) -> UserApi:
     Raises: InvalidArgument: there is no such file, or it cannot be used.
     """
     config = read_config(kubeconfig)
-    nobody = SingleConfig(
-        config.context_name, config.context, config.cluster, User(), config.fname
-    )
+    nobody = SingleConfig(config.context_name, config.context, config.cluster, User(), config.fname)
     return UserApi(config.cluster.server, Network(nobody), reviewer)
 
 

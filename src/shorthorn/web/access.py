@@ -49,15 +49,15 @@ class Access:
         if known is not None and now - known[0] < KEPT_S:
             return known[1]
         namespace = self.namespace if resource.is_namespaced else ""
-        answer = await self.api.may(
-            session.token, verb, resource, namespace=namespace, name=name
-        )
+        answer = await self.api.may(session.token, verb, resource, namespace=namespace, name=name)
         if len(self._known) >= _KEPT_MAX:
             self._known.clear()
         self._known[asked] = (now, answer)
         return answer
 
-    async def require(self, session: Session, verb: str, resource: Resource, name: str = "") -> None:
+    async def require(
+        self, session: Session, verb: str, resource: Resource, name: str = ""
+    ) -> None:
         """Raise Forbidden where the user may not."""
         if not await self.may(session, verb, resource, name):
             raise Forbidden(session.user, verb, resource, name)

@@ -73,9 +73,7 @@ class ByteClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ByteClient:
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_S, sock_read=_SILENT_S
-        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENT_S)
         self._session = aiohttp.ClientSession(
             timeout=timeout, read_bufsize=2 * BLOCK_BYTES, auto_decompress=False
         )
@@ -96,9 +94,7 @@ class ByteClient:
             await _check(answer)
             return _offset(answer)
 
-    async def append(
-        self, image: str, offset: int, length: int, body: AsyncIterator[bytes]
-    ) -> int:
+    async def append(self, image: str, offset: int, length: int, body: AsyncIterator[bytes]) -> int:
         """Send `length` bytes that belong at `offset`; return the offset after them.
 
         Where the server is elsewhere it says where: that is returned, and nothing was appended.
@@ -200,7 +196,11 @@ async def _check(answer: aiohttp.ClientResponse) -> None:
     """Raise Refused or Lost where an answer is no success."""
     if answer.status < 300:
         return
-    text = "" if answer.method == "HEAD" else (await answer.content.read(65_536)).decode("utf-8", "replace")
+    text = (
+        ""
+        if answer.method == "HEAD"
+        else (await answer.content.read(65_536)).decode("utf-8", "replace")
+    )
     message = _message(text) or answer.reason or ""
     if answer.status in _PASSING or (answer.status == 409 and "Retry-After" in answer.headers):
         after = answer.headers.get("Retry-After", "")

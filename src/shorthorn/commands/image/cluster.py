@@ -1,15 +1,15 @@
 """The Kubernetes objects that `shorthorn image` reads and writes.
 
-Owns: the requests, in plain dictionaries as the server sent them, and how a command ends when one is
-refused. Must never: decide what is written, or print anything but a refusal. Called by the commands
-beside it.
+Owns: the requests, in plain dictionaries as the server sent them, and how a command ends when one
+is refused. Must never: decide what is written, or print anything but a refusal. Called by the
+commands beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -111,7 +111,7 @@ class Cluster:
         with domain_errors("backing image", name):
             await self._client.delete(BACKING_IMAGE.resource, name, namespace=self.namespace)
 
-    async def follow_image(self, name: str) -> AsyncIterator[Object | None]:
+    async def follow_image(self, name: str) -> AsyncGenerator[Object | None, None]:
         """Yield the BackingImage as it is now and after every change; None while there is none.
 
         Goes on over lost connections. Raises: Unavailable: the server is away for a minute.
@@ -121,7 +121,7 @@ class Cluster:
 
     async def follow(
         self, *, selector: str = "", fields: Mapping[str, str] | None = None
-    ) -> AsyncIterator[dict[str, Object]]:
+    ) -> AsyncGenerator[dict[str, Object], None]:
         """Yield the BackingImages by name, as they are now and after every change."""
         loop = asyncio.get_running_loop()
         heard_at = loop.time()
@@ -141,7 +141,7 @@ class Cluster:
 
     async def _follow_once(
         self, selector: str, fields: Mapping[str, str] | None
-    ) -> AsyncIterator[dict[str, Object]]:
+    ) -> AsyncGenerator[dict[str, Object], None]:
         options: dict[str, Any] = {"namespace": self.namespace}
         options |= _selection(selector) | ({"fields": dict(fields)} if fields else {})
         listing = self._client.list(BACKING_IMAGE.resource, **options)

@@ -20,7 +20,6 @@ from shorthorn.commands.image.byte_client import (
     Form,
     Lost,
     Patience,
-    Refused,
 )
 from shorthorn.commands.image.cluster import Cluster
 from shorthorn.commands.image.part_file import Origin, Sink
@@ -141,8 +140,5 @@ async def _compare(cluster: Cluster, image: BackingImage, form: Form, sink: Sink
     own = await asyncio.to_thread(sink.checksum)
     if wanted and own != wanted:
         sink.discard()
-        raise errors.ChecksumMismatch(image.meta.name, f"expected {wanted}, got {own}")
+        raise errors.ChecksumMismatch(image.meta.name, wanted, own)
     return own if wanted else ""
-
-
-__all__ = ["RESUMABLE", "Fetched", "Refused", "download"]

@@ -1,7 +1,7 @@
 """Where the bytes of images pass through, and with whose token.
 
-Owns: finding the web edge of this host, the kubeconfig's bearer token, and what users are told where
-either is missing. Must never: send the token in clear over a network. Called by `byte_client`.
+Owns: finding the web edge of this host, the kubeconfig's bearer token, and what users are told
+where either is missing. Must never: send the token in clear over a network. Called by `transfers`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ In a cluster, forward its port in another shell, and name it:
   kubectl port-forward -n {namespace} deployment/shorthorn-controller 8080:{port}
   shorthorn image … --server http://127.0.0.1:8080
 
-On one host, start the service with `shorthorn up`, and give --data-dir if it is not the usual one."""
+On one host, start the service with `shorthorn up`; give --data-dir if it is not the usual one."""
 _WEB_PORT: Final = 8080
 
 _NO_TOKEN = (
@@ -113,10 +113,7 @@ def read_token(place: Place) -> str:
 
 
 def _has_certificate(user: object) -> bool:
-    names = ("client_certificate", "client_certificate_data")
-    names += ("client-certificate", "client-certificate-data")
-    names += ("client_cert", "client_cert_data")
-    return any(getattr(user, name, None) for name in names)
+    return bool(getattr(user, "client_cert", None) or getattr(user, "client_cert_data", None))
 
 
 def _url_of_host(place: Place) -> str:
@@ -125,9 +122,7 @@ def _url_of_host(place: Place) -> str:
     except OSError:
         raise InvalidArgument(
             "server",
-            _NO_SERVER.format(
-                file=place.web_url_file, namespace=place.namespace, port=_WEB_PORT
-            ),
+            _NO_SERVER.format(file=place.web_url_file, namespace=place.namespace, port=_WEB_PORT),
         ) from None
 
 

@@ -57,7 +57,8 @@ def handle(
     object_name: Annotated[
         str,
         typer.Option(
-            "--name", help="Name of content, snapshot and claim. Default: the image's.",
+            "--name",
+            help="Name of content, snapshot and claim. Default: the image's.",
             show_default=False,
         ),
     ] = "",

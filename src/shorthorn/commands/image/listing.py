@@ -33,9 +33,7 @@ SHOW_EPILOG = """Everything about one image: shorthorn image show debian-12
 Its checksum alone: shorthorn image show debian-12 -o json | jq -r .status.checksum
 """
 
-_HEADER = (
-    "NAME", "STATE", "PROGRESS", "SIZE", "VIRTUAL", "ALLOCATED", "SHARED", "SOURCE", "COPIES", "AGE",
-)  # fmt: skip
+_HEADER = tuple("NAME STATE PROGRESS SIZE VIRTUAL ALLOCATED SHARED SOURCE COPIES AGE".split())
 _WIDE = ("FORMAT", "VERIFIED", "FROM", "MESSAGE")
 
 

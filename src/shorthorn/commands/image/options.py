@@ -86,9 +86,7 @@ Timeout = Annotated[
 ]
 RetryFor = Annotated[
     float,
-    typer.Option(
-        "--retry-for", help="Seconds without any byte after which to give up.", min=1
-    ),
+    typer.Option("--retry-for", help="Seconds without any byte after which to give up.", min=1),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 

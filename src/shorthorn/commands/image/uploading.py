@@ -34,7 +34,7 @@ from shorthorn.kube.resources import BACKING_IMAGE
 
 UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 PIECE_BYTES: Final = 64 << 20
-"""Sent in one request: what a broken connection costs at most where the server keeps whole pieces."""
+"""Sent in one request: what a lost connection costs at most, if a server keeps whole pieces."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
 from shorthorn.commands.image.cluster import Cluster, Object
 from shorthorn.commands.image.progress import Meter, metered
 from shorthorn.domain import errors
-from shorthorn.domain.models import BackingImage
+from shorthorn.domain.models import BackingImage, CopyState
 from shorthorn.kube.resources import BACKING_IMAGE
 
 
@@ -54,6 +53,27 @@ async def wait_until(
     )
 
 
+async def wait_retried(
+    cluster: Cluster, before: Object, *, timeout_s: float, quiet: bool = False
+) -> Object:
+    """Return the image's object once it is ready and no copy has failed, after it was asked for
+    anew. Raises: as `wait_ready`; the failure that was there `before` is no answer.
+    """
+    name, old = before["metadata"]["name"], BACKING_IMAGE.from_object(before).failure
+    with metered(name, quiet=quiet) as meter:
+        async for obj in _followed(cluster, name, timeout_s):
+            if obj is None:
+                raise errors.NotFound("backing image", name)
+            image = BACKING_IMAGE.from_object(obj)
+            if image.failure != old:
+                raise_failure(image)
+            files = image.status.disk_file_status.values()
+            if image.is_ready and not any(file.state is CopyState.FAILED for file in files):
+                return obj
+            await _show(cluster, image, meter, "")
+    raise errors.Unavailable(f"backing image {name}", f"not ready within {timeout_s:.0f} s")
+
+
 async def wait_gone(cluster: Cluster, name: str, *, uid: str, timeout_s: float) -> None:
     """Return once the image of that UID is gone. Raises: Unavailable: not in time."""
     async for obj in _followed(cluster, name, timeout_s):
@@ -71,7 +91,7 @@ def raise_failure(image: BackingImage) -> None:
 
 async def _followed(
     cluster: Cluster, name: str, timeout_s: float
-) -> AsyncIterator[dict[str, Any] | None]:
+) -> AsyncGenerator[Object | None, None]:
     """Yield the image and its changes until the time is up."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):

@@ -137,9 +137,7 @@ async def _detail(request: Request, problem: str = "", status: int = 200) -> Res
     )
 
 
-def _manifests(
-    image: BackingImage, handle: str, names: Names, site: Site
-) -> list[tuple[str, str]]:
+def _manifests(image: BackingImage, handle: str, names: Names, site: Site) -> list[tuple[str, str]]:
     """Return (kind, YAML) of each object, and all of them."""
     size_bytes = image.status.virtual_size_bytes or _GIB
     objects = objects_for(handle, names, driver=site.driver_name, size_bytes=size_bytes)
@@ -158,9 +156,7 @@ async def _class_names(request: Request, image: BackingImage) -> Names:
         if c.get("driver") == driver and (c.get("parameters") or {}).get("type") == "bi"
     ]
     storage = [
-        str(c["metadata"]["name"])
-        for c in storage_classes or ()
-        if c.get("provisioner") == driver
+        str(c["metadata"]["name"]) for c in storage_classes or () if c.get("provisioner") == driver
     ]
     fallback = Names(image.meta.name)
     return Names(
@@ -192,9 +188,7 @@ async def _list(
 ) -> Sequence[Mapping[str, Any]] | None:
     """Return what the user may list; None where they may not, or nobody answers."""
     try:
-        return await site_of(request).access.api.list(
-            session_of(request).token, kind, **selection
-        )
+        return await site_of(request).access.api.list(session_of(request).token, kind, **selection)
     except (Refused, DomainError):
         return None
 

@@ -109,9 +109,7 @@ def _objects(handle: str, values: Mapping[str, str], site: Site) -> tuple[dict[s
     )
 
 
-async def _origin(
-    request: Request, given: Mapping[str, Any]
-) -> tuple[dict[str, str], str, int]:
+async def _origin(request: Request, given: Mapping[str, Any]) -> tuple[dict[str, str], str, int]:
     """Return what is restored, its handle and how large a claim has to be."""
     site, session = site_of(request), session_of(request)
     image_name, snapshot_name = text_of(given, "image"), text_of(given, "snapshot")

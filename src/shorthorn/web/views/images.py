@@ -235,8 +235,9 @@ SORT_KEYS: Final[Mapping[str, Callable[[BackingImage, _Copies], Any]]] = {
     "state": lambda image, _: _STATE_ORDER[state_of(image)[0]],
     "size": lambda image, _: image.status.size_bytes,
     "virtual": lambda image, _: image.status.virtual_size_bytes,
-    "allocated": lambda image, copies: _sum(copies.get(image.meta.name, ()), "real_size_bytes")
-    or 0,
+    "allocated": lambda image, copies: (
+        _sum(copies.get(image.meta.name, ()), "real_size_bytes") or 0
+    ),
     "shared": lambda image, copies: _sum(copies.get(image.meta.name, ()), "shared_bytes") or 0,
     "source": lambda image, _: (image.spec.source_type, source_detail(image)),
     "copies": lambda image, _: len(image.status.disk_file_status),

@@ -72,7 +72,11 @@ def list_volumes(
     """Return one page of what has `text` in its name or origin."""
     wanted = text.lower()
     found = sorted(
-        (v for v in volumes if wanted in f"{v.meta.name} {v.spec.csi_name} {_origin(v)[0]}".lower()),
+        (
+            v
+            for v in volumes
+            if wanted in f"{v.meta.name} {v.spec.csi_name} {_origin(v)[0]}".lower()
+        ),
         key=lambda v: v.meta.name,
     )
     kept = sorted(
