@@ -116,8 +116,9 @@ class Cluster:
 
         Goes on over lost connections. Raises: Unavailable: the server is away for a minute.
         """
-        async for listing in self.follow(fields={"metadata.name": name}):
-            yield listing.get(name)
+        async with contextlib.aclosing(self.follow(fields={"metadata.name": name})) as listings:
+            async for listing in listings:
+                yield listing.get(name)
 
     async def follow(
         self, *, selector: str = "", fields: Mapping[str, str] | None = None
@@ -127,9 +128,10 @@ class Cluster:
         heard_at = loop.time()
         while True:
             try:
-                async for shown in self._follow_once(selector, fields):
-                    heard_at = loop.time()
-                    yield shown
+                async with contextlib.aclosing(self._follow_once(selector, fields)) as listings:
+                    async for shown in listings:
+                        heard_at = loop.time()
+                        yield shown
                 heard_at = loop.time()
             except (ApiError, httpx2.HTTPError, ValueError) as exc:
                 if isinstance(exc, ApiError) and exc.status.code in _REFUSED:

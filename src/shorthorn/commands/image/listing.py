@@ -33,7 +33,10 @@ SHOW_EPILOG = """Everything about one image: shorthorn image show debian-12
 Its checksum alone: shorthorn image show debian-12 -o json | jq -r .status.checksum
 """
 
-_HEADER = tuple("NAME STATE PROGRESS SIZE VIRTUAL ALLOCATED SHARED SOURCE COPIES AGE".split())
+_HEADER = (
+    *("NAME", "STATE", "PROGRESS", "SIZE", "VIRTUAL", "ALLOCATED", "SHARED"),
+    *("SOURCE", "COPIES", "AGE"),
+)
 _WIDE = ("FORMAT", "VERIFIED", "FROM", "MESSAGE")
 
 
@@ -88,7 +91,7 @@ async def _watch(cluster: Cluster, selector: str, output: ListOutput | None) -> 
     """Print all images, then each that changes, until interrupted."""
     known: Mapping[str, Mapping[str, Any]] = {}
     is_wide, widths = output is ListOutput.WIDE, list[int]()
-    async for shown in cluster.follow(selector=selector):
+    async for shown in cluster.follow(selector=selector):  # until interrupted
         changed = [shown[name] for name in sorted(shown) if shown[name] != known.get(name)]
         gone = [name for name in known if name not in shown]
         known = shown
@@ -191,12 +194,14 @@ async def _described(cluster: Cluster, obj: Mapping[str, Any]) -> list[str]:
 
 def _facts(image: BackingImage, copies: Sequence[ImageCopy]) -> list[str]:
     from shorthorn.domain.manifests import handle_of
-    from shorthorn.web.views.images import row_of
+    from shorthorn.web.views.images import row_of, shown_url
 
     row, status = row_of(image, copies), image.status
     state = row.state + (f" ({row.message})" if row.message else "")
     facts = [("Name", image.meta.name), ("State", state), ("Source", image.spec.source_type)]
-    facts += [(f"  {key}", value) for key, value in sorted(image.spec.source_parameters.items())]
+    for key, value in sorted(image.spec.source_parameters.items()):
+        # A URL's user and query may be secrets; -o yaml shows them.
+        facts.append((f"  {key}", (shown_url(value) or value) if key == "url" else value))
     facts += [
         ("Format", status.format),
         ("Size", _bytes(row.size_bytes)),

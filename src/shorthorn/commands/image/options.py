@@ -32,7 +32,7 @@ ImageName = Annotated[
 ImageNames = Annotated[
     list[str],
     typer.Argument(
-        metavar="NAME...",
+        metavar="NAME",
         help="Names of backing images.",
         show_default=False,
         autocompletion=complete_image,

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from shorthorn.commands.image.cluster import Cluster, Object
 from shorthorn.commands.image.progress import Meter, metered
 from shorthorn.domain import errors
 from shorthorn.domain.models import BackingImage, CopyState
 from shorthorn.kube.resources import BACKING_IMAGE
+
+T = TypeVar("T")
 
 
 async def wait_ready(
@@ -39,18 +42,19 @@ async def wait_until(
     meter: Meter,
 ) -> Object:
     """Return the image's object once `until` holds. Raises: as `wait_ready`."""
-    said = ""
-    async for obj in _followed(cluster, name, timeout_s):
-        if obj is None:
-            raise errors.NotFound("backing image", name)
-        image = BACKING_IMAGE.from_object(obj)
-        raise_failure(image)
-        if until(image):
-            return obj
-        said = await _show(cluster, image, meter, said)
-    raise errors.Unavailable(
-        f"backing image {name}", f"not done within {timeout_s:.0f} s ({said or 'nothing began'})"
-    )
+
+    async def looked() -> Object:
+        said = ""
+        async with contextlib.aclosing(cluster.follow_image(name)) as changes:
+            async for obj in changes:
+                image = _existing(obj, name)
+                raise_failure(image)
+                if obj is not None and until(image):
+                    return obj
+                said = await _show(cluster, image, meter, said)
+        raise AssertionError("an image is followed for ever")
+
+    return await _in_time(looked(), name, timeout_s)
 
 
 async def wait_retried(
@@ -60,26 +64,35 @@ async def wait_retried(
     anew. Raises: as `wait_ready`; the failure that was there `before` is no answer.
     """
     name, old = before["metadata"]["name"], BACKING_IMAGE.from_object(before).failure
+
+    async def looked(meter: Meter) -> Object:
+        said = ""
+        async with contextlib.aclosing(cluster.follow_image(name)) as changes:
+            async for obj in changes:
+                image = _existing(obj, name)
+                if image.failure != old:
+                    raise_failure(image)
+                files = image.status.disk_file_status.values()
+                failed = any(file.state is CopyState.FAILED for file in files)
+                if obj is not None and image.is_ready and not failed:
+                    return obj
+                said = await _show(cluster, image, meter, said)
+        raise AssertionError("an image is followed for ever")
+
     with metered(name, quiet=quiet) as meter:
-        async for obj in _followed(cluster, name, timeout_s):
-            if obj is None:
-                raise errors.NotFound("backing image", name)
-            image = BACKING_IMAGE.from_object(obj)
-            if image.failure != old:
-                raise_failure(image)
-            files = image.status.disk_file_status.values()
-            if image.is_ready and not any(file.state is CopyState.FAILED for file in files):
-                return obj
-            await _show(cluster, image, meter, "")
-    raise errors.Unavailable(f"backing image {name}", f"not ready within {timeout_s:.0f} s")
+        return await _in_time(looked(meter), name, timeout_s)
 
 
 async def wait_gone(cluster: Cluster, name: str, *, uid: str, timeout_s: float) -> None:
     """Return once the image of that UID is gone. Raises: Unavailable: not in time."""
-    async for obj in _followed(cluster, name, timeout_s):
-        if obj is None or obj["metadata"]["uid"] != uid:
-            return
-    raise errors.Unavailable(f"backing image {name}", f"not gone within {timeout_s:.0f} s")
+
+    async def looked() -> None:
+        async with contextlib.aclosing(cluster.follow_image(name)) as changes:
+            async for obj in changes:
+                if obj is None or obj["metadata"]["uid"] != uid:
+                    return
+
+    await _in_time(looked(), name, timeout_s)
 
 
 def raise_failure(image: BackingImage) -> None:
@@ -89,15 +102,21 @@ def raise_failure(image: BackingImage) -> None:
         raise errors.ImageFailed(image.meta.name, f"{failure.reason}: {failure.message}")
 
 
-async def _followed(
-    cluster: Cluster, name: str, timeout_s: float
-) -> AsyncGenerator[Object | None, None]:
-    """Yield the image and its changes until the time is up."""
-    with contextlib.suppress(TimeoutError):
+async def _in_time(looked: Coroutine[Any, Any, T], name: str, timeout_s: float) -> T:
+    """Wait for what is looked for. Raises: Unavailable: it does not come in time."""
+    try:
         async with asyncio.timeout(timeout_s):
-            async with contextlib.aclosing(cluster.follow_image(name)) as changes:
-                async for obj in changes:
-                    yield obj
+            return await looked
+    except TimeoutError:
+        raise errors.Unavailable(
+            f"backing image {name}", f"not done within {timeout_s:.0f} s"
+        ) from None
+
+
+def _existing(obj: Object | None, name: str) -> BackingImage:
+    if obj is None:
+        raise errors.NotFound("backing image", name)
+    return BACKING_IMAGE.from_object(obj)
 
 
 async def _show(cluster: Cluster, image: BackingImage, meter: Meter, said: str) -> str:
