@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("up")(service.up)
 app.command("down")(service.down)
+app.command("login")(service.login)
 app.command("controller", epilog=cluster.CONTROLLER_EPILOG)(cluster.controller)
 app.command("node", epilog=cluster.NODE_EPILOG)(cluster.node)
 app.command("mount")(claims.mount)

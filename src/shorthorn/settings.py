@@ -45,6 +45,13 @@ class Settings:
     listen_port: int = 0
     """Port of the API server. 0: the one used last time if it is free, else any free one."""
 
+    web_host: str = "127.0.0.1"
+    """Address of the web page; loopback only, because it is plain HTTP."""
+
+    web_port: int | None = 0
+    """Port of the web page. 0: the one used last time if it is free, else any free one. None: there
+    is no web page."""
+
     namespace: str = DEFAULT_NAMESPACE
     driver_name: str = DRIVER_NAME
 
@@ -68,6 +75,16 @@ class Settings:
     @property
     def token_file(self) -> Path:
         return self.data_dir / "token"
+
+    @property
+    def web_key(self) -> Path:
+        """Key of the web page's cookies and login links; who removes it ends all sessions."""
+        return self.data_dir / "web.key"
+
+    @property
+    def web_url(self) -> Path:
+        """Holds the web page's address, for `shorthorn login` and the next start."""
+        return self.data_dir / "web.url"
 
     @property
     def staging_dir(self) -> Path:
@@ -110,6 +127,9 @@ class ControllerSettings(ClusterSettings):
 
     lease_name: str = DEFAULT_LEASE
     """Lease object in `namespace`."""
+
+    web_listen: str = ""
+    """HOST:PORT of the web page and of /api/v1; an empty host: all addresses. Empty: nowhere."""
 
     identity: str = ""
     """Who holds the lease: the pod's name, which nobody else has at any time. Empty: the host's

@@ -72,6 +72,10 @@ class Metrics:
         self._reconciles.labels(controller, outcome).inc()
         self._seconds.labels(controller).observe(seconds)
 
+    def text(self) -> bytes:
+        """Return all metrics in the format that Prometheus reads."""
+        return generate_latest(self.registry)
+
     def watch_leading(self, is_leading: Callable[[], bool]) -> None:
         """Tell of leadership, asked whenever metrics are read."""
         self._leading.set_function(lambda: float(is_leading()))
@@ -184,8 +188,7 @@ class TelemetryServer:
         return PlainTextResponse("\n".join(lines) + "\n", 503 if obstacles else 200)
 
     async def _scrape(self, request: Request) -> Response:
-        text = generate_latest(self._metrics.registry)
-        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _open(host: str, port: int) -> socket.socket:

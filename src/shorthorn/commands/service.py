@@ -1,4 +1,4 @@
-"""`shorthorn up` and `shorthorn down`: the service on one host.
+"""`shorthorn up`, `down` and `login`: the service on one host.
 
 Owns: options, going to the background, and what is printed. Must never: wire anything (`daemon`
 does).
@@ -53,6 +53,7 @@ Shorthorn is up.
   pool        {pool}
   CSI socket  {socket}
   API server  {url}
+  web page: {web}
 
 Try next, with plain kubectl:
 
@@ -81,6 +82,13 @@ def up(
     listen: Annotated[
         str, typer.Option(help="HOST:PORT of the API server; loopback only. Port 0: any free one.")
     ] = "127.0.0.1:0",
+    web_listen: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of the web page; loopback only. Port 0: the last one, else any free"
+            " one. `off`: no web page."
+        ),
+    ] = "127.0.0.1:0",
     background: Annotated[
         bool, typer.Option("--background", help="Return when the service is ready; it goes on.")
     ] = False,
@@ -90,7 +98,7 @@ def up(
 
     Volumes that are in use are not touched by starting, stopping or killing this.
     """
-    settings = _settings(data_dir, pool_size, listen)
+    settings = _settings(data_dir, pool_size, listen, web_listen)
     if os.geteuid() != 0:
         refuse("`shorthorn up` attaches loop devices and mounts file systems: run it as root")
     if background:
@@ -100,13 +108,31 @@ def up(
     asyncio.run(_serve(settings))
 
 
-def _settings(data_dir: Path, pool_size: str, listen: str) -> Settings:
+def _settings(data_dir: Path, pool_size: str, listen: str, web_listen: str) -> Settings:
     try:
         host, port = parse_listen(listen)
+        web_host, web_port = parse_web_listen(web_listen)
         size_bytes = parse_size(pool_size) if pool_size else None
     except ValueError as exc:
         refuse(str(exc))
-    return Settings(data_dir, pool_size_bytes=size_bytes, listen_host=host, listen_port=port)
+    return Settings(
+        data_dir,
+        pool_size_bytes=size_bytes,
+        listen_host=host,
+        listen_port=port,
+        web_host=web_host,
+        web_port=web_port,
+    )
+
+
+def parse_web_listen(text: str) -> tuple[str, int | None]:
+    """Return host and port of "127.0.0.1:0", or of a bare port; no port where it is off.
+
+    Raises: ValueError.
+    """
+    if text == "off":
+        return "127.0.0.1", None
+    return parse_listen(f"127.0.0.1:{text}" if text.isdecimal() else text)
 
 
 async def _serve(settings: Settings) -> None:
@@ -114,13 +140,14 @@ async def _serve(settings: Settings) -> None:
     from shorthorn.daemon.standalone import Daemon
 
     def ready(daemon: Daemon) -> None:
-        typer.echo(next_steps(settings, pool=daemon.pool_dir, url=daemon.url))
+        web = daemon.login_url or "off"
+        typer.echo(next_steps(settings, pool=daemon.pool_dir, url=daemon.url, web=web))
         sys.stdout.flush()
 
     await serve(lambda: Daemon(settings), ready)
 
 
-def next_steps(settings: Settings, *, pool: Path, url: str) -> str:
+def next_steps(settings: Settings, *, pool: Path, url: str, web: str) -> str:
     """Return what to try next, for the terminal."""
     return _NEXT_STEPS.format(
         program=_program(),
@@ -130,6 +157,7 @@ def next_steps(settings: Settings, *, pool: Path, url: str) -> str:
         pool=pool,
         socket=settings.csi_socket,
         url=url,
+        web=web,
     )
 
 
@@ -174,6 +202,21 @@ def _start_in_background(settings: Settings, arguments: list[str]) -> None:
         time.sleep(0.05)
     child.terminate()
     refuse(f"the service was not ready after {_START_TIMEOUT_S:.0f} s; see {log_file}")
+
+
+def login(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Print a link that signs in to the web page: good once, for ten minutes. Needs root."""
+    from shorthorn.web.sessions import LoginLinks
+
+    settings = Settings(data_dir)
+    try:
+        key = settings.web_key.read_text(encoding="ascii").strip()
+        url = settings.web_url.read_text(encoding="ascii").strip()
+    except PermissionError as exc:
+        refuse(f"{exc}; run it as root")
+    except OSError:
+        refuse(f"there is no web page on {data_dir}; start it with `shorthorn up`")
+    typer.echo(f"{url}/login?once={LoginLinks(key).make()}")
 
 
 def down(

@@ -4,7 +4,8 @@ Owns: which parts one host has, and the order of start and stop. Must never: dec
 service, controller or role decides. Called by the `up` command and by tests.
 
 Start: take the data directory, open the pool (thawing what a predecessor left frozen comes before
-anything else), then the API server, reconcilers, the CSI socket, and last the roles that call it.
+anything else), then the API server, reconcilers, the CSI socket, the roles that call it, and last
+the web page.
 Stopping goes backwards and touches no volume: loop devices, mounts and the pool stay as they are.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,6 +31,7 @@ from shorthorn.daemon.parts import (
     open_engine,
 )
 from shorthorn.daemon.program import Program
+from shorthorn.daemon.web import WebServer, ensure_key, loopback_hosts, watched_of
 from shorthorn.domain.models import PoolSpec
 from shorthorn.domain.ports import Engine
 from shorthorn.host.locks import DirectoryLock
@@ -37,18 +40,34 @@ from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kube import in_process
 from shorthorn.kube.client import connect
+from shorthorn.kube.user_api import UserApi
 from shorthorn.services.node import NodeService
 from shorthorn.settings import Settings
-from shorthorn.standalone.apiserver.credentials import Tls, ensure_tls, ensure_token
+from shorthorn.standalone.apiserver.credentials import (
+    Tls,
+    ensure_tls,
+    ensure_token,
+    write_private,
+)
 from shorthorn.standalone.apiserver.database_file import StoreRefused
 from shorthorn.standalone.apiserver.kinds import KindInvalid, load_default_kinds
 from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.listening import ListenRefused, parse_listen
+from shorthorn.standalone.apiserver.listening import (
+    ListenRefused,
+    TcpAddress,
+    open_socket,
+    parse_listen,
+)
 from shorthorn.standalone.apiserver.schema import SchemaUnsupported
 from shorthorn.standalone.apiserver.server import ApiServer
 from shorthorn.standalone.csi_client import CsiClient
 from shorthorn.standalone.defaults import ensure_defaults
 from shorthorn.standalone.roles import Roles
+from shorthorn.telemetry import Metrics
+from shorthorn.web.access import Access
+from shorthorn.web.rates import Rates
+from shorthorn.web.sessions import LoginLinks, Sessions
+from shorthorn.web.site import Site
 
 _OUR_GROUPS = ("longhorn.io", "shorthorn.io")
 
@@ -67,13 +86,16 @@ class Daemon(Program):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._settings = settings
+        self._metrics = Metrics()
         self.pool_dir = Path()
         self.url = ""
+        self.login_url = ""
 
     async def _start(self) -> None:
         settings = self._settings
         # Before a pool file takes its space for a service that will not come up.
         parse_listen(f"{settings.listen_host}:{settings.listen_port}")
+        parse_listen(f"{settings.web_host}:{settings.web_port or 0}")
         check_path(settings.csi_socket)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._stack.enter_context(DirectoryLock(settings.data_dir, owner="shorthorn"))
@@ -81,7 +103,9 @@ class Daemon(Program):
         engine, self.pool_dir = await self._stack.enter_async_context(
             open_engine(settings.data_dir, pool_size_bytes=settings.pool_size_bytes)
         )
-        client = await self._start_api_server()
+        server, tls, token = await self._start_api_server()
+        transport = in_process.transport(server.app, authority=tls.authority)
+        client = connect(settings.kubeconfig, namespace=settings.namespace, transport=transport)
         self._stack.push_async_callback(client.aclose)
         registries = Registries(client, settings.namespace)
         for registry in registries.all:
@@ -91,8 +115,14 @@ class Daemon(Program):
         driver = CsiClient(settings.csi_socket)
         self._stack.push_async_callback(driver.close)
         self._spawn(Roles(client, driver, driver_name=settings.driver_name).run())
+        if settings.web_port is not None:
+            # A transport of its own: the client closes the other one.
+            transport = in_process.transport(server.app, authority=tls.authority)
+            users = UserApi(server.url, transport, client)
+            self._stack.push_async_callback(users.aclose)
+            await self._start_web(registries, users, token)
 
-    async def _start_api_server(self) -> AsyncClient:
+    async def _start_api_server(self) -> tuple[ApiServer, Tls, str]:
         settings = self._settings
         token = ensure_token(settings.token_file)
         tls = ensure_tls(settings.data_dir / "apiserver.pem")
@@ -100,8 +130,7 @@ class Daemon(Program):
         self._stack.push_async_callback(server.stop)
         self.url = server.url
         write_kubeconfig(settings.kubeconfig, url=server.url, token=token, authority=tls.authority)
-        transport = in_process.transport(server.app, authority=tls.authority)
-        return connect(settings.kubeconfig, namespace=settings.namespace, transport=transport)
+        return server, tls, token
 
     async def _listening(self, token: str, tls: Tls) -> ApiServer:
         """Return the started API server; where any port will do, on the last one if it is free.
@@ -148,11 +177,15 @@ class Daemon(Program):
             engine,
             PoolSpec(settings.node_id, engine.pool_uuid, str(self.pool_dir)),
         )
-        work = NodeWork(registries, engine, locks, pool, pool_dir=self.pool_dir, use=node)
+        observe = self._metrics.reconciled
+        self._metrics.watch_node(registries.pools.cached, registries.copies.cached)
+        work = NodeWork(
+            registries, engine, locks, pool, pool_dir=self.pool_dir, use=node, observe=observe
+        )
         self._stack.push_async_callback(work.close)
         await asyncio.gather(*(registry.wait_synced() for registry in registries.all))
         await work.report()
-        for task in (*work.tasks(), *image_tasks(registries)):
+        for task in (*work.tasks(), *image_tasks(registries, observe=observe)):
             self._spawn(task)
         server = CsiServer(
             settings.csi_socket,
@@ -166,11 +199,51 @@ class Daemon(Program):
         self._stack.push_async_callback(lambda: operations.drain(timeout_s=DRAIN_S))
         self._stack.push_async_callback(server.stop)
 
+    async def _start_web(self, registries: Registries, users: UserApi, token: str) -> None:
+        settings = self._settings
+        listener = self._web_listener()
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{port}"
+        key = ensure_key(settings.web_key)
+        links = LoginLinks(key)
+        site = Site(
+            namespace=settings.namespace,
+            driver_name=settings.driver_name,
+            watched=watched_of(registries),
+            rates=Rates(registries.copies),
+            access=Access(users, namespace=settings.namespace),
+            sessions=Sessions(key),
+            # Browsers keep cookies by host, not by port: two data directories need two names.
+            cookie=f"shorthorn_{port}",
+            links=links,
+            links_token=token,
+            metrics=self._metrics.text,
+            obstacles=lambda: [r.problem for r in registries.all if r.problem],
+        )
+        server = WebServer(site, listener, hosts=loopback_hosts(host, port))
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+        self._spawn(server.rates.run())
+        write_private(settings.web_url, url + "\n")
+        self.login_url = f"{url}/login?once={links.make()}"
 
-def _last_port(kubeconfig: Path) -> int:
-    """Return the port that the kubeconfig of an earlier start names, 0 where there is none."""
+    def _web_listener(self) -> socket.socket:
+        """Return the web page's socket; where any port will do, on the last one if it is free."""
+        settings = self._settings
+        last = settings.web_port or _last_port(settings.web_url)
+        try:
+            return open_socket(TcpAddress(settings.web_host, last), option="--web-listen")
+        except ListenRefused:
+            if settings.web_port:
+                raise
+            return open_socket(TcpAddress(settings.web_host, 0), option="--web-listen")
+
+
+def _last_port(file: Path) -> int:
+    """Return the port of the URL that an earlier start left in `file`, 0 where there is none."""
     try:
-        found = re.search(r"https://[^/\"]*:(\d+)", kubeconfig.read_text(encoding="utf-8"))
+        found = re.search(r"https?://[^/\"\n]*:(\d+)", file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return 0
     return int(found[1]) if found else 0

@@ -18,6 +18,7 @@ The tree::
       AlreadyExists            same name, other content
       InUse                    something still uses it; nothing was started
       WrongState               not now; nothing was started
+        OffsetMismatch         an upload goes on at another byte than the one that was named
       SizeOutOfRange           the size asked for cannot be had
       NoSpace                  the pool is full; nothing is left behind
       NoAccessiblePool         no pool where the volume may be; nothing was started
@@ -123,6 +124,19 @@ class WrongState(DomainError):
         self.id = id
         self.state = state
         self.required = required
+
+
+class OffsetMismatch(WrongState):
+    """The upload of `image` goes on at `offset_bytes`, not at `asked_bytes`; nothing was taken."""
+
+    reason = "OffsetMismatch"
+
+    def __init__(self, image: str, offset_bytes: int, asked_bytes: int) -> None:
+        super().__init__(
+            "the upload of", image, f"at byte {offset_bytes}", f"that offset (not {asked_bytes})"
+        )
+        self.offset_bytes = offset_bytes
+        self.asked_bytes = asked_bytes
 
 
 class SizeOutOfRange(DomainError):

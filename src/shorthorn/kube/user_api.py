@@ -96,7 +96,9 @@ class Refused(Exception):
 
 
 class UserApi:
-    """One API server, for users with tokens. `reviewer`: our own client, which asks who they are."""
+    """One API server, for users with tokens. `reviewer`: our own client, which asks whose they
+    are.
+    """
 
     def __init__(
         self, base_url: str, transport: httpx2.AsyncBaseTransport, reviewer: AsyncClient

@@ -6,6 +6,7 @@ Owns: which paths there are and what is around them all. Must never: know what a
 
 from __future__ import annotations
 
+import contextlib
 import mimetypes
 from importlib import resources
 from typing import TYPE_CHECKING, Final
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from starlette.requests import Request
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 _FOR_GOOD: Final = "public, max-age=31536000, immutable"
 _METRICS: Final = "text/plain; version=1.0.0; charset=utf-8"
@@ -50,9 +51,16 @@ def make_app(site: Site, *, hosts: Collection[str] | None) -> ASGIApp:
     ]
     handlers = {HTTPException: on_http_error, Exception: on_bug}
     handlers |= dict.fromkeys(KNOWN_ERRORS, on_known_error)
-    app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.site = site
-    return Guard(app, sessions=site.sessions, cookie=site.cookie, hosts=hosts)
+    guarded = Guard(app, sessions=site.sessions, cookie=site.cookie, hosts=hosts)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette raises a bug once more after `on_bug` has logged and answered it.
+        with contextlib.suppress(Exception):
+            await guarded(scope, receive, send)
+
+    return answer
 
 
 async def _static(request: Request) -> Response:

@@ -232,7 +232,7 @@ def _images_feed(site: Site, request: Request) -> Feed:
         return told
 
     look()
-    kinds = {"images": watched.images, "copies": watched.copies}
+    kinds: dict[str, Registry[Any]] = {"images": watched.images, "copies": watched.copies}
     return Feed(kinds, (user_api.IMAGES,), react)
 
 

@@ -61,14 +61,11 @@ def format_bytes(value: float | None) -> str:
         return "–"
     if value < 1024:
         return f"{int(value)} B"
-    size = float(value)
-    unit = ""
-    for unit in _UNITS:
-        size /= 1024
-        if size < 1023.95:
-            break
+    size, power = value / 1024, 0
+    while size >= 1023.95 and power < len(_UNITS) - 1:
+        size, power = size / 1024, power + 1
     text = f"{size:.1f}" if size < 100 else f"{size:.0f}"
-    return f"{text.removesuffix('.0')} {unit}"
+    return f"{text.removesuffix('.0')} {_UNITS[power]}"
 
 
 def format_seconds(value: float | None) -> str:

@@ -56,7 +56,7 @@ class Sessions:
         session = Session(user, token, secrets.token_urlsafe(12), self._clock() + SESSION_S)
         members = {"u": user, "t": token, "i": session.id, "e": session.expires_at}
         packed = zlib.compress(json.dumps(members).encode(), 9)
-        cookie = self._fernet.encrypt(packed).decode()
+        cookie = self._fernet.encrypt(packed).decode().rstrip("=")  # which would be quoted
         if len(cookie) > COOKIE_BYTES_MAX:
             raise TokenTooLong
         return session, cookie
@@ -64,7 +64,8 @@ class Sessions:
     def find(self, cookie: str) -> Session | None:
         """Return the session of a cookie; None where it was not made here, or is over."""
         try:
-            members = json.loads(zlib.decompress(self._fernet.decrypt(cookie)))
+            padded = cookie + "=" * (-len(cookie) % 4)
+            members = json.loads(zlib.decompress(self._fernet.decrypt(padded)))
         except (InvalidToken, ValueError, TypeError, zlib.error):
             return None
         session = Session(members["u"], members["t"], members["i"], members["e"])

@@ -1,6 +1,7 @@
-"""Where the API server listens: loopback or a unix socket, nothing else.
+"""Where one host listens: loopback or a unix socket, nothing else.
 
-Owns the refusal of every other address, and the socket's permissions. Called by `server`.
+Owns the refusal of every other address, and the socket's permissions. Called by `server`, and by
+`daemon` for the web page.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def parse_listen(text: str) -> TcpAddress | Path:
         raise ListenRefused(f"{host!r} is not an IP address or localhost") from None
     if not is_loopback:
         raise ListenRefused(
-            f"{host} is not a loopback address; the API server of one host serves that host only"
+            f"{host} is not a loopback address; what one host serves is for that host only"
         )
     return TcpAddress(host, int(port))
 
 
-def open_socket(address: TcpAddress | Path) -> socket.socket:
-    """Bind and listen. Raises: ListenRefused: taken, or no permission."""
+def open_socket(address: TcpAddress | Path, *, option: str = "--listen") -> socket.socket:
+    """Bind and listen. Raises: ListenRefused: taken, or no permission; `option` changes it."""
     try:
         if isinstance(address, Path):
             return _open_unix(address)
@@ -67,7 +68,7 @@ def open_socket(address: TcpAddress | Path) -> socket.socket:
     except OSError as exc:
         where = address if isinstance(address, Path) else f"{address.host}:{address.port}"
         raise ListenRefused(
-            f"cannot listen on {where}: {exc.strerror}; choose another address with --listen"
+            f"cannot listen on {where}: {exc.strerror}; choose another address with {option}"
         ) from exc
     listener.setblocking(False)
     return listener

@@ -103,8 +103,11 @@ def overview_of(watched: Watched, rates: Rates) -> Overview:
         volumes=len(volumes),
         snapshots=len(snapshots),
         allocated_bytes=sum(c.status.real_size_bytes for c in copies)
-        + sum(v.status.allocated_bytes for v in (*volumes, *snapshots)),
-        shared_bytes=sum(o.status.shared_bytes for o in (*copies, *volumes, *snapshots)),
+        + sum(v.status.allocated_bytes for v in volumes)
+        + sum(s.status.allocated_bytes for s in snapshots),
+        shared_bytes=sum(c.status.shared_bytes for c in copies)
+        + sum(v.status.shared_bytes for v in volumes)
+        + sum(s.status.shared_bytes for s in snapshots),
         transfers=[
             Transfer(
                 image=copy.spec.image,

@@ -1,0 +1,131 @@
+"""Bytes of images for people and machines: sent to us, and fetched from us.
+
+Owns: the port between the web's edge and whoever has the bytes (this process's pool, or the node of
+an image's copy). Must never: hold an implementation, nor judge who may do it (the edge has asked).
+Implemented by `images.local_bytes` and `images.peer_bytes`; called by `web`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
+"""Annotation of a BackingImage with sourceType upload: how many bytes will come, in decimal."""
+
+RETRY_AT: Final = "shorthorn.io/retry-at"
+"""Annotation of a BackingImage (RFC 3339): failed copies are made anew, once for each new value."""
+
+VERIFY_AT: Final = "shorthorn.io/verify-at"
+"""Annotation of a BackingImage (RFC 3339): ready copies are hashed again, once for each value."""
+
+
+class ArtifactForm(StrEnum):
+    """In which form an image's bytes are read."""
+
+    #: The exact bytes that were sent, downloaded or exported.
+    ARTIFACT = "artifact"
+    #: What a guest sees; holes read as zeros.
+    RAW = "raw"
+    #: A compressed qcow2 image, made when it is asked for and kept while somebody reads it.
+    QCOW2 = "qcow2"
+    #: `raw`, compressed by zstandard while it is sent.
+    RAW_ZST = "raw.zst"
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether it is the same bytes each time, so that a part of it can be asked for."""
+        return self in (ArtifactForm.ARTIFACT, ArtifactForm.RAW)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadState:
+    """How far an upload is. `offset_bytes`: what is durable; the next byte goes there."""
+
+    offset_bytes: int
+    length_bytes: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all bytes are here: checksum, inspection and commit follow by themselves."""
+        return self.offset_bytes == self.length_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What is read in one form.
+
+    size_bytes: None where nobody knows before the end (raw.zst; qcow2 before it is read).
+    etag: the artifact's SHA-512, for the form `artifact` alone, once known; else empty. `file_name`
+    is what to save it as: the image's name and an extension.
+    """
+
+    size_bytes: int | None
+    etag: str
+    file_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenArtifact:
+    """An artifact that is being read: `chunks` are bytes [start, stop) of it, up to 1 MiB each.
+
+    `artifact.size_bytes` is that of the whole; known also for qcow2, which has been made by now.
+    """
+
+    artifact: Artifact
+    chunks: AsyncIterator[bytes]
+
+
+class ImageBytes(Protocol):
+    """Moves bytes of images. Images are named by their BackingImage.
+
+    All raise NotFound where there is no such image, and Unavailable where the node that has it is
+    away: ask again.
+    """
+
+    async def upload_state(self, image: str) -> UploadState:
+        """Return how far the upload is. Raises NotFound: nothing awaits bytes.
+
+        An upload is awaited from when its copy has been given to a pool (a moment after the
+        BackingImage was made) until its last byte is durable; a short while after that it is still
+        found, complete.
+        """
+
+    async def append(
+        self, image: str, offset_bytes: int, chunks: AsyncIterator[bytes]
+    ) -> UploadState:
+        """Append what comes, from `offset_bytes` on, durably; return how far the upload is then.
+
+        The last byte starts checksum, inspection and commit, which are told of in the copy's
+        status, not here.
+        Raises: NotFound: nothing awaits bytes. OffsetMismatch: it goes on elsewhere; nothing is
+            taken. InUse: another connection is sending at this moment; one that was silent for
+            STALE_S is ended instead, with Unavailable. SizeOutOfRange: more than the promised
+            length (what was promised is kept up to the last block before it). NoSpace.
+            Whatever `chunks` raises.
+        State:  after an error or cancellation what arrived before is durable, and stays.
+        """
+
+    async def abandon(self, image: str) -> None:
+        """Give an upload up: connections end, what has arrived is removed, the copy fails.
+
+        Raises NotFound: nothing awaits bytes.
+        """
+
+    async def describe(self, image: str, form: ArtifactForm) -> Artifact:
+        """Return what would be read, without making it. Raises NotFound: no ready image."""
+
+    def read(
+        self, image: str, form: ArtifactForm, *, start: int = 0, stop: int | None = None
+    ) -> AbstractAsyncContextManager[OpenArtifact]:
+        """Open an image for reading, from byte `start` to before `stop` (None: the end).
+
+        All errors but Unavailable come when it is entered. An image that is deleted meanwhile is
+        still read whole. Leaving early frees everything.
+        Raises: NotFound: no ready image. SizeOutOfRange: `start` or `stop` is beyond the end.
+            InvalidArgument: a range of a form without (`ArtifactForm.has_ranges`). NoSpace,
+            Unavailable: a qcow2 image cannot be made.
+        """
