@@ -17,7 +17,7 @@ import typer
 from shorthorn.commands.image.completion import complete_image
 from shorthorn.settings import DEFAULT_DATA_DIR, DEFAULT_NAMESPACE
 
-WEB_URL_FILE: Final = "web-url"
+WEB_URL_FILE: Final = "web.url"
 """Below a data directory: where this host's web edge listens, which `shorthorn up` writes."""
 
 ImageName = Annotated[
