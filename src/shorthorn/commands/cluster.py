@@ -96,6 +96,16 @@ HttpListen = Annotated[
         show_default=False,
     ),
 ]
+WebListen = Annotated[
+    str,
+    typer.Option(
+        "--web-listen",
+        envvar="SHORTHORN_WEB_LISTEN",
+        help="HOST:PORT of the web page and of /api/v1, plain HTTP: put a proxy with TLS before it;"
+        " without a host on all addresses. Default: nowhere.",
+        show_default=False,
+    ),
+]
 NodeId = Annotated[
     str,
     typer.Option(
@@ -171,6 +181,7 @@ def controller(
     driver_name: DriverName = DRIVER_NAME,
     kubeconfig: Kubeconfig = None,
     http_listen: HttpListen = "",
+    web_listen: WebListen = "",
     leader_elect: Annotated[
         bool,
         typer.Option(
@@ -191,6 +202,7 @@ def controller(
     root and no disk. Refuses to start where Longhorn itself is installed.
     """
     _check_listen("--http-listen", http_listen)
+    _check_listen("--web-listen", web_listen)
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     settings = ControllerSettings(
         csi_socket=csi_socket,
@@ -198,6 +210,7 @@ def controller(
         driver_name=driver_name,
         kubeconfig=kubeconfig,
         http_listen=http_listen,
+        web_listen=web_listen,
         leader_elect=leader_elect,
         lease_name=lease_name,
         identity=os.environ.get("POD_NAME", ""),

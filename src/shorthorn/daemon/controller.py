@@ -6,7 +6,7 @@ touch a pool or a node. Called by the `controller` command and by tests.
 The socket and /healthz are there from the start, so that nobody restarts a program that only waits:
 until the API server has answered and everything has been read once, calls are UNAVAILABLE and
 /readyz says what is missing. Every replica answers calls, because all state is in objects; one
-leads.
+leads. So does the web page: each replica serves it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from shorthorn.daemon.parts import (
     image_tasks,
 )
 from shorthorn.daemon.program import Program, StartFailed
+from shorthorn.daemon.web import WebServer, open_everywhere, watched_of
 from shorthorn.domain.errors import DomainError, NotFound, Unavailable
 from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedOperations
@@ -38,9 +39,15 @@ from shorthorn.kube.leader import KubeLeases, LeaderElection
 from shorthorn.kube.neighbours import find_foreign_images, find_longhorn
 from shorthorn.kube.nodes import KubeNodeDirectory
 from shorthorn.kube.peer_authority import PeerAuthority
+from shorthorn.kube.user_api import connect_users
+from shorthorn.kube.web_secret import ensure_web_key
 from shorthorn.services.deletions import UseSeenByNodes
 from shorthorn.settings import ControllerSettings, parse_listen
 from shorthorn.telemetry import Metrics, TelemetryServer
+from shorthorn.web.access import Access
+from shorthorn.web.rates import Rates
+from shorthorn.web.sessions import Sessions, is_key, make_key
+from shorthorn.web.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +94,10 @@ class ControllerProgram(Program):
         for registry in self._registries.all:
             self._spawn(registry.run())
         self._spawn(self._work())
+        if settings.web_listen:
+            listener = open_everywhere(*parse_listen(settings.web_listen))
+            self._stack.callback(listener.close)
+            self._spawn(self._serve_web(listener))
         await server.start()
         self._stack.push_async_callback(lambda: operations.drain(timeout_s=DRAIN_S))
         self._stack.push_async_callback(server.stop)
@@ -102,6 +113,45 @@ class ControllerProgram(Program):
         )
         await telemetry.start()
         self._stack.push_async_callback(telemetry.stop)
+
+    async def _serve_web(self, listener: socket.socket) -> None:
+        """Serve the web page from when everything has been read; until then nobody is answered."""
+        await asyncio.gather(*(registry.wait_synced() for registry in self._registries.all))
+        settings, registries = self._settings, self._registries
+        users = connect_users(settings.kubeconfig, self._client)
+        site = Site(
+            namespace=settings.namespace,
+            driver_name=settings.driver_name,
+            watched=watched_of(registries),
+            rates=Rates(registries.copies),
+            access=Access(users, namespace=settings.namespace),
+            image_bytes=None,
+            sessions=Sessions(await self._web_key()),
+            cookie="shorthorn",
+            obstacles=self._obstacles,
+        )
+        server = WebServer(site, listener, hosts=None)
+        await server.start()
+        try:
+            await server.rates.run()
+        finally:
+            await server.stop()
+            await users.aclose()
+
+    async def _web_key(self) -> str:
+        failures = 0
+        while True:
+            try:
+                return await ensure_web_key(
+                    self._client,
+                    namespace=self._settings.namespace,
+                    make=make_key,
+                    is_usable=is_key,
+                )
+            except DomainError as exc:
+                log.warning("the web page waits for its Secret: %s", exc)
+            failures += 1
+            await asyncio.sleep(min(back_off_s(failures), _RETRY_S_MAX))
 
     # --- whether it may serve
 

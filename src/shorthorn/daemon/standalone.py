@@ -213,6 +213,7 @@ class Daemon(Program):
             watched=watched_of(registries),
             rates=Rates(registries.copies),
             access=Access(users, namespace=settings.namespace),
+            image_bytes=None,
             sessions=Sessions(key),
             # Browsers keep cookies by host, not by port: two data directories need two names.
             cookie=f"shorthorn_{port}",

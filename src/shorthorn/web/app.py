@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from shorthorn.web import live
+from shorthorn.web import api, live
 from shorthorn.web.guard import Guard
 from shorthorn.web.pages import create, handle, image, images, login, overview, restore, volumes
 from shorthorn.web.site import KNOWN_ERRORS, Site, on_bug, on_http_error, on_known_error, site_of
@@ -39,6 +39,7 @@ def make_app(site: Site, *, hosts: Collection[str] | None) -> ASGIApp:
         Route("/healthz", _healthz),
         Route("/readyz", _readyz),
         *([Route("/metrics", _metrics)] if site.metrics else []),
+        *api.routes,
         *live.routes,
         *login.routes,
         *overview.routes,

@@ -120,7 +120,7 @@ class Guard:
             return None, receive
         presented = request.headers.get("x-csrf-token", "")
         if not presented and request.headers.get("content-type", "").startswith(_FORM):
-            body = await _read_form(request)
+            body = await read_limited(request, FORM_BYTES_MAX)
             if body is None:
                 return PlainTextResponse("the form is too large\n", 413), receive
             fields = parse_qs(body.decode("utf-8", "replace"))
@@ -149,11 +149,12 @@ def _forged(message: str) -> Response:
     return PlainTextResponse(f"refused: {message}\n", 403)
 
 
-async def _read_form(request: Request) -> bytes | None:
+async def read_limited(request: Request, limit: int) -> bytes | None:
+    """Return a request's body, None where it is longer than `limit`."""
     parts, size_bytes = [], 0
     async for part in request.stream():
         size_bytes += len(part)
-        if size_bytes > FORM_BYTES_MAX:
+        if size_bytes > limit:
             return None
         parts.append(part)
     return b"".join(parts)

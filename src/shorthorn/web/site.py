@@ -10,14 +10,17 @@ import logging
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs
 
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from shorthorn.domain.errors import DomainError
+from shorthorn.domain.errors import DomainError, InvalidArgument
+from shorthorn.domain.image_bytes import ImageBytes
 from shorthorn.kube.user_api import Refused
 from shorthorn.web import rendering
 from shorthorn.web.access import Access
 from shorthorn.web.errors import Problem, problem_of
+from shorthorn.web.guard import FORM_BYTES_MAX, read_limited
 from shorthorn.web.rates import Rates
 from shorthorn.web.sessions import LoginLinks, Session, Sessions
 from shorthorn.web.watched import Watched
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from jinja2 import Environment
-    from starlette.datastructures import FormData
     from starlette.requests import Request
 
 log = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ THEMES = ("light", "dark")
 class Site:
     """Everything behind the pages.
 
-    `links`: None where nobody signs in by a link (a cluster); `links_token` is the Kubernetes token
-    of who does. `streams`: open event streams; each
+    `image_bytes`: None where nobody can move them. `links`: None where nobody signs in by a link (a
+    cluster); `links_token` is the Kubernetes token of who does. `streams`: open event streams; each
     is told of a stop by its event. `obstacles`: what keeps the program from being ready, in words.
     """
 
@@ -49,6 +51,7 @@ class Site:
     watched: Watched
     rates: Rates
     access: Access
+    image_bytes: ImageBytes | None
     sessions: Sessions
     cookie: str
     links: LoginLinks | None = None
@@ -150,7 +153,22 @@ def _answer(request: Request, problem: Problem) -> Response:
     return HTMLResponse(text, problem.status, headers)
 
 
-def text_of(form: FormData | Mapping[str, Any], key: str, default: str = "") -> str:
+async def read_form(request: Request) -> Mapping[str, str]:
+    """Return the fields of a form, the first of each name. Raises: InvalidArgument.
+
+    Files come another way (/api/v1), so forms are of one kind only and need no parser of parts.
+    """
+    body = await read_limited(request, FORM_BYTES_MAX)
+    if body is None:
+        raise InvalidArgument("form", f"at most {FORM_BYTES_MAX} bytes are read")
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=100)
+    except ValueError as exc:
+        raise InvalidArgument("form", f"it cannot be read: {exc}") from exc
+    return {key: values[0] for key, values in fields.items()}
+
+
+def text_of(form: Mapping[str, Any], key: str, default: str = "") -> str:
     """Return a field of a form as text, without blanks around it."""
     value = form.get(key, default)
     return value.strip() if isinstance(value, str) else default

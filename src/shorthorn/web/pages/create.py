@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from shorthorn.domain.errors import DomainError, InvalidArgument
 from shorthorn.domain.handle_traps import CHECKSUM_FORM
+from shorthorn.domain.image_bytes import UPLOAD_LENGTH
 from shorthorn.domain.models import ImageFormat, SourceType, VolumeState
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
@@ -22,6 +23,7 @@ from shorthorn.services.image_requests import check_name, selector
 from shorthorn.web.site import (
     page,
     problem_or_raise,
+    read_form,
     render,
     see_other,
     session_of,
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
     from shorthorn.web.site import Site
 
-UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 SOURCES: Final = {
     "download": SourceType.DOWNLOAD,
     "upload": SourceType.UPLOAD,
@@ -70,7 +71,7 @@ async def show(request: Request) -> Response:
 
 async def create(request: Request) -> Response:
     """Make the object; the upload's script asks for JSON and then sends the bytes."""
-    form = await request.form()
+    form = await read_form(request)
     source = _source(form)
     values = {key: text_of(form, key) for key in _FIELDS}
     site, session = site_of(request), session_of(request)
@@ -96,7 +97,7 @@ async def check(request: Request) -> Response:
     """Say what is at a URL, while it is typed."""
     site = site_of(request)
     await site.access.require(session_of(request), "create", user_api.IMAGES)
-    url = text_of(await request.form(), "url")
+    url = text_of(await read_form(request), "url")
     if not url:
         return HTMLResponse("")
     module = await asyncio.to_thread(importlib.import_module, "shorthorn.web.url_check")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from shorthorn.kube import user_api
-from shorthorn.web.site import page, session_of, site_of, text_of
+from shorthorn.web.site import page, read_form, session_of, site_of, text_of
 from shorthorn.web.views.handle import read_handle
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ async def show(request: Request) -> Response:
 async def check(request: Request) -> Response:
     """The form with what its handle means."""
     site, session = site_of(request), session_of(request)
-    text = text_of(await request.form(), "handle")
+    text = text_of(await read_form(request), "handle")
     for resource in (user_api.IMAGES, user_api.SNAPSHOTS):
         await site.access.require(session, "list", resource)
     watched = site.watched

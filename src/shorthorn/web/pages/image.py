@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.routing import Route
 
 from shorthorn.domain.errors import DomainError, NotFound
+from shorthorn.domain.image_bytes import RETRY_AT, UPLOAD_LENGTH, VERIFY_AT
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
-from shorthorn.web.pages.create import UPLOAD_LENGTH
 from shorthorn.web.site import page, problem_or_raise, see_other, session_of, site_of
 from shorthorn.web.views.image import detail_of
 from shorthorn.web.views.manifests import Names, handle_of, objects_for, to_yaml
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from shorthorn.domain.models import BackingImage
     from shorthorn.web.site import Site
 
-RETRY_AT: Final = "shorthorn.io/retry-at"
-VERIFY_AT: Final = "shorthorn.io/verify-at"
 _GIB: Final = 1 << 30
 #: Of one request; what comes later is not waited for, the page says so.
 _KINDS: Final = {

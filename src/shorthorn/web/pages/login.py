@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from shorthorn.web.guard import is_by_tls
 from shorthorn.web.sessions import SESSION_S, TokenTooLong
-from shorthorn.web.site import page, see_other, site_of, text_of
+from shorthorn.web.site import page, read_form, see_other, site_of, text_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -42,7 +42,7 @@ async def show(request: Request) -> Response:
 async def sign_in(request: Request) -> Response:
     """A token was typed."""
     site = site_of(request)
-    token = text_of(await request.form(), "token")
+    token = text_of(await read_form(request), "token")
     if not token:
         return _form(request, "Paste a token.", 422)
     user = await site.access.api.find_user(token)

@@ -15,7 +15,7 @@ from shorthorn.domain.errors import DomainError, InvalidArgument, NotFound
 from shorthorn.domain.handles import SnapshotHandle
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
-from shorthorn.web.site import page, problem_or_raise, session_of, site_of, text_of
+from shorthorn.web.site import page, problem_or_raise, read_form, session_of, site_of, text_of
 from shorthorn.web.views.manifests import Names, handle_of, objects_for, quantity, to_yaml
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def show(request: Request) -> Response:
 async def create(request: Request) -> Response:
     """Make content, snapshot and claim."""
     site, session = site_of(request), session_of(request)
-    form = await request.form()
+    form = await read_form(request)
     origin, handle, _ = await _origin(request, form)
     values = {key: text_of(form, key) for key in _FIELDS}
     try:

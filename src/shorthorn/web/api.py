@@ -1,0 +1,264 @@
+"""/api/v1: bytes of images for machines, as /api/openapi.json describes it.
+
+Owns: uploads (the core of tus 1.0.0) and downloads with ranges, as HTTP. Must never: hold more of
+an image than one piece. Everything but bytes is the Kubernetes API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shorthorn.domain.errors import InvalidArgument, NotFound, OffsetMismatch, Unavailable
+from shorthorn.domain.image_bytes import ArtifactForm, ImageBytes, OpenArtifact, UploadState
+from shorthorn.kube import user_api
+from shorthorn.web.byte_ranges import NotSatisfiable, find_range
+from shorthorn.web.guard import read_limited
+from shorthorn.web.site import session_of, site_of
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+TUS_VERSION: Final = "1.0.0"
+_TUS: Final = {"Tus-Resumable": TUS_VERSION, "Cache-Control": "no-store"}
+_UPLOAD_TYPE: Final = "application/offset+octet-stream"
+_DOCUMENT_BYTES_MAX: Final = 64 << 10
+_TYPES: Final = {
+    ArtifactForm.ARTIFACT: "application/octet-stream",
+    ArtifactForm.RAW: "application/octet-stream",
+    ArtifactForm.QCOW2: "application/octet-stream",
+    ArtifactForm.RAW_ZST: "application/zstd",
+}
+
+
+async def upload_options(request: Request) -> Response:
+    """Say what of tus there is."""
+    return Response(status_code=204, headers=_TUS | {"Tus-Version": TUS_VERSION})
+
+
+async def upload_state(request: Request) -> Response:
+    """Say where an upload goes on."""
+    bytes_, name = await _uploading(request)
+    return Response(headers=_state_headers(await bytes_.upload_state(name)))
+
+
+async def upload_append(request: Request) -> Response:
+    """Append the body; 204 with the new offset, 409 with the true one."""
+    bytes_, name = await _uploading(request)
+    if request.headers.get("content-type", "").split(";")[0].strip() != _UPLOAD_TYPE:
+        return _problem(415, "UnsupportedMediaType", f"send Content-Type: {_UPLOAD_TYPE}")
+    offset = request.headers.get("upload-offset", "")
+    if not offset.isascii() or not offset.isdecimal() or len(offset) > 18:
+        return _problem(400, "InvalidArgument", "Upload-Offset: a number of bytes is needed")
+    try:
+        state = await bytes_.append(name, int(offset), request.stream())
+    except OffsetMismatch as exc:
+        response = _problem(409, exc.reason, str(exc))
+        response.headers["Upload-Offset"] = str(exc.offset_bytes)
+        return response
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it
+    return Response(status_code=204, headers=_state_headers(state))
+
+
+async def upload_abandon(request: Request) -> Response:
+    """Give an upload up."""
+    bytes_, name = await _uploading(request)
+    await bytes_.abandon(name)
+    return Response(status_code=204, headers=_TUS)
+
+
+async def download(request: Request) -> Response:
+    """Send an image's bytes in one form."""
+    form = ArtifactForm(request.url.path.rpartition("/")[2])
+    bytes_, name = await _bytes_for(request, "get")
+    artifact = await bytes_.describe(name, form)
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.file_name)}",
+        "Cache-Control": "private, no-cache",
+    }
+    if artifact.etag:
+        headers["ETag"] = f'"{artifact.etag}"'
+    if form.has_ranges:
+        headers["Accept-Ranges"] = "bytes"
+    if artifact.etag and _is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    span, status = None, 200
+    if form.has_ranges and artifact.size_bytes is not None:
+        try:
+            span = find_range(request.headers, artifact.size_bytes, headers.get("ETag", ""))
+        except NotSatisfiable:
+            headers["Content-Range"] = f"bytes */{artifact.size_bytes}"
+            return Response(status_code=416, headers=headers)
+    if span is not None:
+        status = 206
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{artifact.size_bytes}"
+    start, stop = (span.start, span.stop) if span is not None else (0, None)
+    if request.method == "HEAD":
+        end = stop if stop is not None else artifact.size_bytes
+        return _Head(status, headers, None if end is None else end - start, _TYPES[form])
+    opened = bytes_.read(name, form, start=start, stop=stop)
+    stack = contextlib.AsyncExitStack()
+    source = await stack.enter_async_context(opened)
+    size_bytes = source.artifact.size_bytes
+    if size_bytes is not None:
+        headers["Content-Length"] = str((size_bytes if stop is None else stop) - start)
+    return _Sending(source, stack, status, headers | {"Content-Type": _TYPES[form]})
+
+
+async def check_url(request: Request) -> Response:
+    """Say whether there is an image at a URL."""
+    site = site_of(request)
+    await site.access.require(session_of(request), "create", user_api.IMAGES)
+    url = (await _document(request)).get("url")
+    if not isinstance(url, str) or not url.strip():
+        raise InvalidArgument("url", "write the URL as text")
+    module = await asyncio.to_thread(importlib.import_module, "shorthorn.web.url_check")
+    checked = await module.check_url(url)
+    answer: dict[str, Any] = {"reachable": checked.is_good}
+    if checked.problem:
+        answer["problem"] = checked.problem
+    if checked.format:
+        answer |= {"format": checked.format, "size": checked.size_bytes or None}
+        answer |= {"virtualSize": checked.virtual_size_bytes or None}
+    return JSONResponse(answer)
+
+
+async def description(request: Request) -> Response:
+    """The OpenAPI document."""
+    data = (resources.files("shorthorn.web") / "openapi.json").read_bytes()
+    return Response(data, media_type="application/json")
+
+
+_IMAGE: Final = "/api/v1/images/{name}"
+routes = [
+    Route("/api/openapi.json", description),
+    Route(f"{_IMAGE}/upload", upload_options, methods=["OPTIONS"]),
+    Route(f"{_IMAGE}/upload", upload_state, methods=["HEAD"]),
+    Route(f"{_IMAGE}/upload", upload_append, methods=["PATCH"]),
+    Route(f"{_IMAGE}/upload", upload_abandon, methods=["DELETE"]),
+    *(Route(f"{_IMAGE}/{form.value}", download, methods=["GET"]) for form in ArtifactForm),
+    Route("/api/v1/check-url", check_url, methods=["POST"]),
+]
+
+
+class _Head(Response):
+    """The answer to HEAD: the length of what would be sent, and nothing of it."""
+
+    def __init__(
+        self, status: int, headers: dict[str, str], length: int | None, media_type: str
+    ) -> None:
+        super().__init__(status_code=status, headers=headers, media_type=media_type)
+        self.raw_headers = [h for h in self.raw_headers if h[0] != b"content-length"]
+        if length is not None:
+            self.raw_headers.append((b"content-length", str(length).encode()))
+
+
+class _Sending(Response):
+    """Sends pieces as they are read; the network's pace is the reader's. Frees all at its end."""
+
+    def __init__(
+        self,
+        source: OpenArtifact,
+        stack: contextlib.AsyncExitStack,
+        status: int,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(status_code=status, headers=headers)
+        if "Content-Length" not in headers:
+            self.raw_headers = [h for h in self.raw_headers if h[0] != b"content-length"]
+        self._source = source
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI. A client that goes away ends it at the next piece."""
+        sending = asyncio.ensure_future(self._send(send))
+        watching = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, watching):
+                task.cancel()
+            await asyncio.gather(sending, watching, return_exceptions=True)
+            await self._stack.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        async for chunk in self._source.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _uploading(request: Request) -> tuple[ImageBytes, str]:
+    if request.headers.get("tus-resumable", TUS_VERSION) != TUS_VERSION:
+        raise InvalidArgument("Tus-Resumable", f"only {TUS_VERSION} is spoken")
+    return await _bytes_for(request, "update")
+
+
+async def _bytes_for(request: Request, verb: str) -> tuple[ImageBytes, str]:
+    """Return who moves the bytes, once the user may."""
+    site, name = site_of(request), str(request.path_params["name"])
+    await site.access.require(session_of(request), verb, user_api.IMAGES, name)
+    if site.image_bytes is None:
+        raise Unavailable("image bytes", "this program cannot reach them")
+    if await _is_missing(site.watched.images, name):
+        raise NotFound("backing image", name)
+    return site.image_bytes, name
+
+
+async def _is_missing(images: Any, name: str) -> bool:
+    """Whether there is no such image, also not one that was made a moment ago."""
+    return images.find_cached(name) is None and await images.find(name) is None
+
+
+async def _document(request: Request) -> dict[str, Any]:
+    body = await read_limited(request, _DOCUMENT_BYTES_MAX)
+    if body is None:
+        raise InvalidArgument("body", f"at most {_DOCUMENT_BYTES_MAX} bytes are read")
+    try:
+        document = json.loads(body)
+    except ValueError:
+        raise InvalidArgument("body", 'write JSON, as in {"url": "https://…"}') from None
+    if not isinstance(document, dict):
+        raise InvalidArgument("body", "write a JSON object")
+    return document
+
+
+def _is_known(request: Request, etag: str) -> bool:
+    told = request.headers.get("if-none-match", "")
+    return told.strip() == "*" or etag in {
+        tag.strip().removeprefix("W/") for tag in told.split(",")
+    }
+
+
+def _state_headers(state: UploadState) -> dict[str, str]:
+    return _TUS | {
+        "Upload-Offset": str(state.offset_bytes),
+        "Upload-Length": str(state.length_bytes),
+    }
+
+
+def _problem(status: int, reason: str, message: str) -> JSONResponse:
+    return JSONResponse({"reason": reason, "message": message}, status, _TUS)
