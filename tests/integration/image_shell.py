@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -89,8 +90,12 @@ class Shell:
 
     async def make_image(self, name: str, content: bytes, **spec: Any) -> None:
         """Make an image that is ready, whose file is `content`."""
-        body = {"metadata": {"name": name}, "spec": {"sourceType": "upload", **spec}}
-        body |= {"apiVersion": "longhorn.io/v1beta2", "kind": "BackingImage"}
+        body = {
+            "apiVersion": "longhorn.io/v1beta2",
+            "kind": "BackingImage",
+            "metadata": {"name": name},
+            "spec": {"sourceType": "upload", **spec},
+        }
         answer = await self.http.post(IMAGES, json=body)
         assert answer.status_code == 201, answer.text
         self.edge.images[name, "artifact"] = content
@@ -165,8 +170,6 @@ async def shell(folder: Path) -> AsyncIterator[Shell]:
     await server.start()
     kubeconfig = folder / "kubeconfig"
     write_kubeconfig(kubeconfig, url=server.url, token=token, authority=tls.authority)
-    import ssl
-
     http = httpx2.AsyncClient(
         base_url=server.url,
         headers={"Authorization": f"Bearer {token}"},

@@ -12,13 +12,13 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 from urllib.parse import quote
 
 import aiohttp
 
 from shorthorn.commands.image.endpoint import Endpoint
+from shorthorn.domain.image_bytes import ArtifactForm
 
 BLOCK_BYTES: Final = 1 << 20
 _CONNECT_S: Final = 10.0
@@ -28,17 +28,9 @@ may wait for an fsync of all that was sent."""
 _MAKING_S: Final = 3600.0
 """A qcow2 is made before its first byte is sent."""
 _SAID_CHARS: Final = 400
+_ERROR_BYTES: Final = 65_536
 _RETRY_S, _RETRY_S_MAX = 0.2, 5.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class Form(StrEnum):
-    """What of an image is fetched."""
-
-    ARTIFACT = "artifact"
-    RAW = "raw"
-    QCOW2 = "qcow2"
-    RAW_ZST = "raw.zst"
 
 
 class Refused(Exception):
@@ -118,7 +110,7 @@ class ByteClient:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, image: str, form: Form, headers: dict[str, str]
+        self, image: str, form: ArtifactForm, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yield the answer to a GET: 200, 206 or 416. Raises: Refused, Lost, also while its body is
         read.
@@ -142,7 +134,7 @@ class ByteClient:
         own = {"Authorization": f"Bearer {endpoint.token}", "Tus-Resumable": "1.0.0"}
         own["Accept-Encoding"] = "identity"
         url = f"{endpoint.url}/api/v1/images/{quote(image, safe='')}/{what}"
-        read_s = _MAKING_S if what == Form.QCOW2 else _SILENT_S
+        read_s = _MAKING_S if what == ArtifactForm.QCOW2 else _SILENT_S
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=read_s)
         try:
             async with self._session.request(
@@ -196,30 +188,25 @@ async def _check(answer: aiohttp.ClientResponse) -> None:
     """Raise Refused or Lost where an answer is no success."""
     if answer.status < 300:
         return
-    text = (
-        ""
-        if answer.method == "HEAD"
-        else (await answer.content.read(65_536)).decode("utf-8", "replace")
-    )
-    message = _message(text) or answer.reason or ""
-    if answer.status in _PASSING or (answer.status == 409 and "Retry-After" in answer.headers):
+    body = b"" if answer.method == "HEAD" else await answer.content.read(_ERROR_BYTES)
+    said = _said(body.decode("utf-8", "replace"))
+    message = said.get("message") or answer.reason or f"status {answer.status}"
+    # A connection of ours that broke may count as open there for a while (InUse).
+    is_busy = answer.status == 409 and answer.method == "PATCH"
+    if answer.status in _PASSING or is_busy:
         after = answer.headers.get("Retry-After", "")
-        raise Lost(f"{answer.status} {message}", float(after) if after.isdecimal() else 0.0)
+        raise Lost(message, float(after) if after.isdecimal() else 0.0)
     if answer.status == 401:
         message = f"the web edge does not know your token ({message})"
-    raise Refused(answer.status, message or f"the web edge answered {answer.status}")
+    raise Refused(answer.status, message)
 
 
-def _message(text: str) -> str:
-    """Return what an error's body says to people."""
+def _said(text: str) -> dict[str, str]:
+    """Return what an error's body says, on one line; what is no JSON is a message as a whole."""
     try:
         said = json.loads(text)
     except ValueError:
-        return " ".join(text.split())[:_SAID_CHARS]
-    if isinstance(said, dict):
-        for key in ("message", "detail", "error"):
-            if isinstance(said.get(key), dict):
-                said = said[key]
-            if isinstance(said.get(key), str):
-                return " ".join(str(said[key]).split())[:_SAID_CHARS]
-    return ""
+        said = {"message": text}
+    members = said.items() if isinstance(said, dict) else ()
+    lines = {key: " ".join(value.split()) for key, value in members if isinstance(value, str)}
+    return {key: line[:_SAID_CHARS] for key, line in lines.items()}

@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import Final
 
 import aiohttp
 
 from shorthorn.commands.image.byte_client import (
     BLOCK_BYTES,
     ByteClient,
-    Form,
     Lost,
     Patience,
 )
@@ -25,10 +23,9 @@ from shorthorn.commands.image.cluster import Cluster
 from shorthorn.commands.image.part_file import Origin, Sink
 from shorthorn.commands.image.progress import Meter
 from shorthorn.domain import errors
+from shorthorn.domain.image_bytes import ArtifactForm
 from shorthorn.domain.models import BackingImage
 from shorthorn.kube.resources import BACKING_IMAGE
-
-RESUMABLE: Final = frozenset({Form.ARTIFACT, Form.RAW})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +37,15 @@ class Fetched:
 
 
 async def download(
-    cluster: Cluster, client: ByteClient, name: str, form: Form, sink: Sink, *, retry_for_s: float,
+    cluster: Cluster,
+    client: ByteClient,
+    name: str,
+    form: ArtifactForm,
+    sink: Sink,
+    *,
+    retry_for_s: float,
     meter: Meter,
-) -> Fetched:  # fmt: skip
+) -> Fetched:
     """Write an image, or what is missing of it, into `sink` and complete it.
 
     Raises: NotFound. WrongState: it is not ready. ChecksumMismatch: the bytes that came are not the
@@ -66,11 +69,11 @@ async def download(
 
 
 async def _fetch(
-    client: ByteClient, name: str, form: Form, sink: Sink, meter: Meter, patience: Patience
+    client: ByteClient, name: str, form: ArtifactForm, sink: Sink, meter: Meter, patience: Patience
 ) -> None:
     """Write what one connection gives. Raises: Lost: it ended too early; Refused."""
     headers = {}
-    if sink.offset and form in RESUMABLE:
+    if sink.offset and form.has_ranges:
         headers["Range"] = f"bytes={sink.offset}-"
         if sink.etag:
             headers["If-Range"] = sink.etag
@@ -125,12 +128,12 @@ def _content_range(text: str) -> tuple[int | None, int | None]:
     )
 
 
-async def _compare(cluster: Cluster, image: BackingImage, form: Form, sink: Sink) -> str:
+async def _compare(cluster: Cluster, image: BackingImage, form: ArtifactForm, sink: Sink) -> str:
     """Return the checksum that the file has and should have; empty where there is none to compare.
 
     Raises: ChecksumMismatch: then the part is removed, for nothing in it can be trusted.
     """
-    if form is not Form.ARTIFACT:
+    if form is not ArtifactForm.ARTIFACT:
         return ""
     wanted = image.status.checksum
     if not wanted:  # of an export it may have become known meanwhile

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shorthorn.commands.image import options
 from shorthorn.commands.image.printing import printable
+from shorthorn.domain.image_bytes import RETRY_AT, VERIFY_AT
 
 if TYPE_CHECKING:
     from shorthorn.commands.image.cluster import Cluster, Object
@@ -25,9 +26,6 @@ RM_EPILOG = """See what would happen, and decide: shorthorn image rm golden
 
 In a script: shorthorn image rm golden old-golden --yes
 """
-
-_VERIFY_AT: Final = "shorthorn.io/verify-at"
-_RETRY_AT: Final = "shorthorn.io/retry-at"
 
 
 def verify(
@@ -52,7 +50,7 @@ def verify(
     async def work(cluster: Cluster) -> None:
         at = _now()
         await cluster.image(name)
-        await cluster.annotate_image(name, {_VERIFY_AT: at})
+        await cluster.annotate_image(name, {VERIFY_AT: at})
         if not wait:
             typer.echo(f"{name}: verification asked for at {at}")
             return
@@ -80,7 +78,7 @@ def retry(
     async def work(cluster: Cluster) -> None:
         before = await cluster.image(name)
         at = _now()
-        await cluster.annotate_image(name, {_RETRY_AT: at})
+        await cluster.annotate_image(name, {RETRY_AT: at})
         typer.echo(f"{name}: asked to try again at {at}")
         if wait:
             await wait_retried(cluster, before, timeout_s=timeout_s, quiet=quiet)

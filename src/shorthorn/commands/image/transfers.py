@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from shorthorn.commands.image import making, options, printing
+from shorthorn.domain.image_bytes import ArtifactForm
 
 if TYPE_CHECKING:
     from shorthorn.commands.image.cluster import Cluster
@@ -42,15 +42,6 @@ Through a pipe: shorthorn image download golden - --as raw | ssh other 'dd of=/d
 """
 
 _STDOUT = "-"
-
-
-class As(StrEnum):
-    """The form that a download has."""
-
-    ARTIFACT = "artifact"
-    RAW = "raw"
-    QCOW2 = "qcow2"
-    RAW_ZST = "raw.zst"
 
 
 def upload(
@@ -125,13 +116,13 @@ def download(
         ),
     ] = "",
     form: Annotated[
-        As,
+        ArtifactForm,
         typer.Option(
             "--as",
             help="artifact: the image's file, byte by byte. raw: what a guest sees. qcow2: that,"
             " compressed. raw.zst: that, with zstandard.",
         ),
-    ] = As.ARTIFACT,
+    ] = ArtifactForm.ARTIFACT,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace FILE where it exists.")
     ] = False,
@@ -167,7 +158,7 @@ def download(
             async with byte_client.ByteClient(locate) as client:
                 with metered(name, quiet=quiet) as meter:
                     fetched = await downloading.download(
-                        cluster, client, name, byte_client.Form(form.value), sink,
+                        cluster, client, name, form, sink,
                         retry_for_s=retry_for_s, meter=meter,
                     )  # fmt: skip
         except byte_client.Refused as exc:
@@ -181,34 +172,34 @@ def download(
     run(place, work, interrupted=f"interrupted{_resume_hint(file, form)}")
 
 
-def _tell(target: str, form: As, fetched: object, amount: str) -> None:
+def _tell(target: str, form: ArtifactForm, fetched: object, amount: str) -> None:
     """Say what is there now, on standard error where standard output is the image."""
     checksum = getattr(fetched, "checksum", "")
     told = f"{'the image' if target == _STDOUT else target}: {amount}"
     if checksum:
         told += f", SHA-512 {checksum} as it should be"
-    elif form is As.ARTIFACT:
+    elif form is ArtifactForm.ARTIFACT:
         told += "; its checksum is not known yet, so it was not compared"
     typer.echo(told, err=target == _STDOUT)
 
 
-def _resume_hint(file: str, form: As) -> str:
+def _resume_hint(file: str, form: ArtifactForm) -> str:
     if file == _STDOUT:
         return ""
-    if form in (As.ARTIFACT, As.RAW):
+    if form.has_ranges:
         return "; the same command goes on with the download"
     return f"; the same command begins anew ({form} cannot be resumed)"
 
 
-def _file_name(name: str, form: As, obj: dict[str, object]) -> str:
-    if form is not As.ARTIFACT:
+def _file_name(name: str, form: ArtifactForm, obj: dict[str, object]) -> str:
+    if form is not ArtifactForm.ARTIFACT:
         return f"{name}.{form}"
     status = obj.get("status")
     known = str(status.get("format") or "img") if isinstance(status, dict) else "img"
     return f"{name}.{known}"
 
 
-def _open_sink(target: str, form: As, *, force: bool) -> PartFile | Stream:
+def _open_sink(target: str, form: ArtifactForm, *, force: bool) -> PartFile | Stream:
     from shorthorn.commands.image.part_file import PartFile, Stream
 
     if target == _STDOUT:
@@ -222,7 +213,7 @@ def _open_sink(target: str, form: As, *, force: bool) -> PartFile | Stream:
         _refuse(f"{path} exists; --force replaces it")
     if not os.access(path.parent, os.W_OK):
         _refuse(f"{path.parent} is no directory that you may write to")
-    return PartFile(path, sparse=form is As.RAW, replace=force)
+    return PartFile(path, sparse=form is ArtifactForm.RAW, replace=force)
 
 
 def _refuse(message: str) -> NoReturn:

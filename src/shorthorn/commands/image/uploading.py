@@ -29,10 +29,10 @@ from shorthorn.commands.image.making import image_object
 from shorthorn.commands.image.progress import Meter, metered
 from shorthorn.commands.image.waiting import raise_failure, wait_until
 from shorthorn.domain import errors
+from shorthorn.domain.image_bytes import UPLOAD_LENGTH
 from shorthorn.domain.models import BackingImage, SourceType
 from shorthorn.kube.resources import BACKING_IMAGE
 
-UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 PIECE_BYTES: Final = 64 << 20
 """Sent in one request: what a lost connection costs at most, if a server keeps whole pieces."""
 
