@@ -61,7 +61,7 @@ class Shell:
             *("--kubeconfig", str(self.folder / "kubeconfig")),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=options.pop("stderr", asyncio.subprocess.PIPE),
             cwd=self.folder,
             env={**env, **options.pop("env", {})},
             **options,

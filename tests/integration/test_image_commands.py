@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,6 @@ from tests.integration.service_api import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.integration.daemon_process import ServiceProcess
     from tests.integration.service_api import Namespace
@@ -258,7 +259,7 @@ def test_names_are_completed_from_the_server(
         user.does("create", golden, "--url", served.url, "--wait")
     for kubeconfig, expected in ((service.data_dir / "kubeconfig", [golden]), ("/none", [])):
         ran = subprocess.run(
-            [*user.command("ls")[:3]],
+            [str(Path(sys.executable).with_name("shorthorn"))],
             env={
                 **os.environ,
                 "KUBECONFIG": str(kubeconfig),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import os
+import pty
 import random
 import signal
 from pathlib import Path
@@ -188,6 +191,30 @@ async def test_a_wrong_token_is_said_so(user: Shell) -> None:
     env = {"SHORTHORN_TOKEN": "another-users-token"}
     said = await user.is_refused("upload", "golden", "disk.qcow2", env=env)
     assert "the web edge does not know your token" in said
+
+
+async def test_a_terminal_gets_a_bar(user: Shell) -> None:
+    a_file(user)
+    screen, terminal = pty.openpty()
+    try:
+        process = await user.start("upload", "golden", "disk.qcow2", stderr=terminal)
+        os.close(terminal)
+        drawn = await asyncio.to_thread(everything_from, screen)
+        assert (await process.wait()) == 0
+    finally:
+        os.close(screen)
+    assert b"golden" in drawn
+    assert b"MiB" in drawn
+    assert "━".encode() in drawn
+
+
+def everything_from(screen: int) -> bytes:
+    """Read a terminal until nobody writes to it any more."""
+    drawn = b""
+    with contextlib.suppress(OSError):
+        while block := os.read(screen, 4096):
+            drawn += block
+    return drawn
 
 
 async def test_wrong_usage_ends_with_two(user: Shell) -> None:
