@@ -208,7 +208,7 @@ def test_manifests_of_an_image_belong_together() -> None:
     image = BackingImage(Meta("golden"), BackingImageSpec("upload"))
     handle = manifests.handle_of(image)
     assert handle == "bi://backing?backingImageDataSourceType=upload&backingImage=golden"
-    names = manifests.Names("disk", "vms")
+    names = manifests.Names("disk", "vms", "")
     content = manifests.content(handle, names, driver="driver.longhorn.io")
     snapshot = manifests.snapshot(names)
     claim = manifests.claim(names, snapshot="disk", size_bytes=3 << 30, volume_mode="Block")

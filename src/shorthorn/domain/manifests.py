@@ -26,7 +26,7 @@ class Names:
 
     name: str
     namespace: str = "default"
-    snapshot_class: str = ""
+    snapshot_class: str = "longhorn-backing-image"
     storage_class: str = "longhorn"
 
 
