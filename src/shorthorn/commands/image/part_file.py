@@ -67,14 +67,16 @@ class PartFile:
     """`FILE.part`, with `FILE.part.json` beside it that says what it is of.
 
     One process at a time: the part is locked. Raises, when made: InUse.
+    `hashed`: hash while writing, because the checksum will be asked for.
     """
 
-    def __init__(self, target: Path, *, sparse: bool, replace: bool) -> None:
+    def __init__(self, target: Path, *, sparse: bool, replace: bool, hashed: bool) -> None:
         self._target = target
         self._part = target.with_name(f"{target.name}.part")
         self._notes = target.with_name(f"{target.name}.part.json")
         self._sparse = sparse
         self._replace = replace
+        self._is_hashed = hashed
         self._hash = hashlib.sha512()
         self._hashed = 0
         self.etag = ""
@@ -105,7 +107,7 @@ class PartFile:
         self.offset, self._hashed, self._hash = 0, 0, hashlib.sha512()
 
     def write(self, block: bytes) -> None:
-        if self._hashed == self.offset:
+        if self._is_hashed and self._hashed == self.offset:
             self._hash.update(block)
             self._hashed += len(block)
         if self._sparse:
@@ -168,9 +170,8 @@ class PartFile:
 
     def _write_sparsely(self, block: bytes) -> None:
         """Leave holes where there are only zeros; beyond the file's end nothing else can be."""
-        view = memoryview(block)
-        for start in range(0, len(view), _HOLE_BYTES):
-            piece = view[start : start + _HOLE_BYTES]
+        for start in range(0, len(block), _HOLE_BYTES):
+            piece = block[start : start + _HOLE_BYTES]  # a copy: views are compared item by item
             if piece != _ZEROS[: len(piece)]:
                 _write_all(self._file.fileno(), piece, self.offset + start)
 

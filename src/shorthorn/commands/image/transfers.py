@@ -213,7 +213,12 @@ def _open_sink(target: str, form: ArtifactForm, *, force: bool) -> PartFile | St
         _refuse(f"{path} exists; --force replaces it")
     if not os.access(path.parent, os.W_OK):
         _refuse(f"{path.parent} is no directory that you may write to")
-    return PartFile(path, sparse=form is ArtifactForm.RAW, replace=force)
+    return PartFile(
+        path,
+        sparse=form is ArtifactForm.RAW,
+        replace=force,
+        hashed=form is ArtifactForm.ARTIFACT,
+    )
 
 
 def _refuse(message: str) -> NoReturn:
