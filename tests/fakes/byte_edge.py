@@ -21,7 +21,7 @@ _BLOCK = 64 << 10
 @dataclass(frozen=True)
 class Trouble:
     """What happens to one request: its body is reset after so many bytes, or held there until
-    `ByteEdge.go_on`; or it is answered with a status alone.
+    `ByteEdge.go_on` (and reset then, if both are said); or it is answered with a status alone.
     """
 
     cut_after: int | None = None
@@ -94,12 +94,12 @@ class ByteEdge:
         async for block in request.content.iter_chunked(_BLOCK):
             there += block
             received = len(there) - start
+            if trouble.hold_after is not None and received >= trouble.hold_after:
+                await self._hold()
             if trouble.cut_after is not None and received >= trouble.cut_after:
                 del there[start + trouble.cut_after :]
                 _reset(request)
                 raise ConnectionResetError
-            if trouble.hold_after is not None and received >= trouble.hold_after:
-                await self._hold()
 
     def _offsets(self, name: str) -> dict[str, str]:
         return {

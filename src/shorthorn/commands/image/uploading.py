@@ -230,19 +230,22 @@ async def _find_offset(
     """
     said = ""
     while True:
-        trouble = Lost("the image does not await bytes yet")
+        trouble = None
         try:
             found = await client.find_offset(name)
             if found is not None:
                 return found
         except Lost as exc:
             trouble = exc
-        else:
+        try:
             image = BACKING_IMAGE.from_object(await cluster.image(name))
+        except errors.Unavailable as exc:  # on one host both restart together
+            trouble = trouble or Lost(str(exc))
+        else:
             raise_failure(image)
-            if image.is_ready or _has_all(image):
+            if trouble is None and (image.is_ready or _has_all(image)):
                 return None
-            trouble = Lost(_waits_for(image))
+            trouble = trouble or Lost(_waits_for(image))
         if str(trouble) != said:
             said = str(trouble)
             meter.say(said)
