@@ -7,8 +7,10 @@ test does: `make_ready` writes an image's status.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import ssl
@@ -60,7 +62,7 @@ class Shell:
             *(sys.executable, "-m", "shorthorn", "image", *map(str, arguments)),
             *("--kubeconfig", str(self.folder / "kubeconfig")),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=options.pop("stdout", asyncio.subprocess.PIPE),
             stderr=options.pop("stderr", asyncio.subprocess.PIPE),
             cwd=self.folder,
             env={**env, **options.pop("env", {})},
@@ -168,19 +170,29 @@ async def shell(folder: Path) -> AsyncIterator[Shell]:
         homes={"longhorn.io": NAMESPACE},
     )
     await server.start()
-    kubeconfig = folder / "kubeconfig"
-    write_kubeconfig(kubeconfig, url=server.url, token=token, authority=tls.authority)
-    http = httpx2.AsyncClient(
-        base_url=server.url,
-        headers={"Authorization": f"Bearer {token}"},
-        verify=ssl.create_default_context(cadata=tls.authority),
-        trust_env=False,
-    )
+    write_kubeconfig(folder / "kubeconfig", url=server.url, token=token, authority=tls.authority)
     try:
-        async with http, byte_edge.serve(token) as edge:
-            made = Shell(folder, http, edge)
+        async with byte_edge.serve(token) as edge, shell_of_site(folder, edge.url) as made:
+            made.edge = edge
             edge.find_length, edge.completed = made.find_length, made.make_ready
-            (folder / "web.url").write_text(edge.url + "\n")
             yield made
     finally:
         await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def shell_of_site(folder: Path, url: str) -> AsyncIterator[Shell]:
+    """A user of an API server, whose kubeconfig is in `folder`, and of a web edge at `url`."""
+    config = json.loads((folder / "kubeconfig").read_text())
+    cluster = config["clusters"][0]["cluster"]
+    authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
+    token = config["users"][0]["user"]["token"]
+    http = httpx2.AsyncClient(
+        base_url=cluster["server"],
+        headers={"Authorization": f"Bearer {token}"},
+        verify=ssl.create_default_context(cadata=authority),
+        trust_env=False,
+    )
+    (folder / "web.url").write_text(f"{url}\n")
+    async with http:
+        yield Shell(folder, http, ByteEdge(token))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,6 +169,31 @@ async def test_two_downloads_do_not_write_one_file(user: Shell) -> None:
     user.edge.go_on.set()
     assert (await ended(process)).code == 0
     assert (user.folder / "golden.qcow2").read_bytes() == CONTENT
+
+
+async def test_a_full_disk_keeps_what_came_and_says_so(user: Shell) -> None:
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MIB, 2 * MIB))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    said = await user.is_refused("download", "golden", preexec_fn=full)
+    assert "golden.qcow2: File too large; the same command goes on" in said
+    assert files(user) == {"golden.qcow2.part", "golden.qcow2.part.json"}
+    await user.does("download", "golden")
+    assert user.edge.ranges[-1].startswith("bytes=")
+    assert (user.folder / "golden.qcow2").read_bytes() == CONTENT
+
+
+async def test_a_reader_that_goes_away_ends_it_quietly(user: Shell) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await user.start("download", "golden", "-", stdout=writing)
+    os.close(writing)
+    assert process.stderr is not None
+    said = await process.stderr.read()
+    assert await process.wait() == 1
+    assert b"Broken pipe" in said
+    assert b"Traceback" not in said
 
 
 async def test_an_image_that_is_not_ready_or_not_there_is_refused(user: Shell) -> None:

@@ -236,5 +236,7 @@ async def test_wrong_usage_ends_with_two(user: Shell) -> None:
     a_file(user)
     await user.is_refused("upload", "golden", "missing.qcow2", code=2)
     await user.is_refused("upload", "golden", "disk.qcow2", "--checksum", "abc", code=2)
+    a_file(user, 1000, "odd.gz")
+    assert "is it compressed?" in await user.is_refused("upload", "golden", "odd.gz")
     (user.folder / "empty").touch()
     assert "is empty" in await user.is_refused("upload", "golden", "empty")

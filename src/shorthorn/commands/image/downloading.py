@@ -28,6 +28,10 @@ from shorthorn.domain.models import BackingImage
 from shorthorn.kube.resources import BACKING_IMAGE
 
 
+class NotWritten(Exception):
+    """What came could not be written: the disk is full, or nobody reads the pipe any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """What was written. `checksum` is empty where nothing was compared."""
@@ -49,7 +53,7 @@ async def download(
     """Write an image, or what is missing of it, into `sink` and complete it.
 
     Raises: NotFound. WrongState: it is not ready. ChecksumMismatch: the bytes that came are not the
-        image's; nothing of the final name is left. Refused, Lost.
+        image's; nothing of the final name is left. NotWritten, Refused, Lost.
     """
     image = BACKING_IMAGE.from_object(await cluster.image(name))
     if not image.is_ready:
@@ -86,12 +90,20 @@ async def _fetch(
             sink.finish(total)
             return
         async for block in answer.content.iter_chunked(BLOCK_BYTES):
-            await asyncio.to_thread(sink.write, block)
+            await _write(sink, block)
             patience.moved()
             meter.moved(sink.offset)
     if total is not None and sink.offset != total:
         raise Lost(f"{sink.offset} of {total} bytes came")
     sink.finish(sink.offset)
+
+
+async def _write(sink: Sink, block: bytes) -> None:
+    """Write into the sink. Raises: NotWritten, which no lost connection is."""
+    try:
+        await asyncio.to_thread(sink.write, block)
+    except OSError as exc:
+        raise NotWritten(exc.strerror or str(exc)) from exc
 
 
 def _place(answer: aiohttp.ClientResponse, sink: Sink) -> int | None:

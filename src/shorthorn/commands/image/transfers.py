@@ -163,6 +163,8 @@ def download(
                     )  # fmt: skip
         except byte_client.Refused as exc:
             _refuse(f"the download was refused: {exc}")
+        except downloading.NotWritten as exc:
+            _refuse(f"{target}: {exc}{_resume_hint(file, form)}")
         except byte_client.Lost as exc:
             _refuse(f"the download does not go on ({exc}){_resume_hint(file, form)}")
         finally:

@@ -33,6 +33,8 @@ from shorthorn.domain.image_bytes import UPLOAD_LENGTH
 from shorthorn.domain.models import BackingImage, SourceType
 from shorthorn.kube.resources import BACKING_IMAGE
 
+_QCOW2_MAGIC: Final = b"QFI\xfb"
+_SECTOR_BYTES: Final = 512
 PIECE_BYTES: Final = 64 << 20
 """Sent in one request: what a lost connection costs at most, if a server keeps whole pieces."""
 
@@ -67,8 +69,7 @@ async def upload(cluster: Cluster, client: ByteClient, wanted: Wanted, limits: L
     with wanted.path.open("rb") as file, _Hashing(wanted.path) as hashing:
         before = os.fstat(file.fileno())
         length = file.seek(0, os.SEEK_END)
-        if not length:
-            raise errors.InvalidArgument("file", f"{wanted.path} is empty")
+        _check_length_of_file(file, length, wanted.path)
         image = await _ensure_image(cluster, wanted, length)
         with metered(wanted.name, total=length, quiet=limits.quiet) as meter:
             if not image.is_ready:
@@ -260,6 +261,16 @@ def _has_all(image: BackingImage) -> bool:
 def _waits_for(image: BackingImage) -> str:
     ready = next((c for c in image.status.conditions if c.type == "Ready"), None)
     return (ready.message or ready.reason) if ready else "waiting for the controller"
+
+
+def _check_length_of_file(file: IO[bytes], length: int, path: Path) -> None:
+    """Raise where the server could only refuse the file once all of it had been sent."""
+    if not length:
+        raise errors.InvalidArgument("file", f"{path} is empty")
+    is_qcow2 = os.pread(file.fileno(), len(_QCOW2_MAGIC), 0) == _QCOW2_MAGIC
+    if length % _SECTOR_BYTES and not is_qcow2:
+        told = f"{path} is no qcow2 image, and a raw one has a multiple of {_SECTOR_BYTES} bytes"
+        raise errors.InvalidArgument("file", f"{told}, not {length}; is it compressed?")
 
 
 def _check_length(name: str, offset: Offset, length: int) -> None:
