@@ -81,9 +81,7 @@ Server = Annotated[
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", "-w", help="Return when it is done, or has failed.")]
-Timeout = Annotated[
-    float, typer.Option("--timeout", help="Seconds to wait at most.", min=1, show_default="1 hour")
-]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait at most.", min=1)]
 RetryFor = Annotated[
     float,
     typer.Option("--retry-for", help="Seconds without any byte after which to give up.", min=1),
