@@ -9,6 +9,7 @@ from __future__ import annotations
 import typer
 
 from shorthorn.commands import claims, cluster, demo, handle, lint, service
+from shorthorn.commands.image import app as image
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +27,7 @@ app.command("node", epilog=cluster.NODE_EPILOG)(cluster.node)
 app.command("mount")(claims.mount)
 app.command("umount")(claims.umount)
 app.command("path")(claims.path)
+app.add_typer(image.app, name="image")
 app.add_typer(handle.app, name="handle")
 app.command("lint", epilog=lint.EPILOG)(lint.lint)
 app.command("demo", epilog=demo.EPILOG)(demo.demo)

@@ -1,0 +1,1 @@
+"""`shorthorn image`: backing images for machines and for people at a shell."""
