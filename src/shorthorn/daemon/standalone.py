@@ -29,10 +29,12 @@ from shorthorn.daemon.parts import (
     open_engine,
 )
 from shorthorn.daemon.program import Program
+from shorthorn.domain.image_bytes import ImageBytes
 from shorthorn.domain.models import PoolSpec
 from shorthorn.domain.ports import Engine
 from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
+from shorthorn.images.local_bytes import LocalBytes
 from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kube import in_process
@@ -69,6 +71,8 @@ class Daemon(Program):
         self._settings = settings
         self.pool_dir = Path()
         self.url = ""
+        self.image_bytes: ImageBytes | None = None
+        """What moves image bytes for the web's edge; None until the pool is open."""
 
     async def _start(self) -> None:
         settings = self._settings
@@ -150,6 +154,7 @@ class Daemon(Program):
         )
         work = NodeWork(registries, engine, locks, pool, pool_dir=self.pool_dir, use=node)
         self._stack.push_async_callback(work.close)
+        self.image_bytes = LocalBytes(work.bytes, registries.copies, engine.pool_uuid)
         await asyncio.gather(*(registry.wait_synced() for registry in registries.all))
         await work.report()
         for task in (*work.tasks(), *image_tasks(registries)):
