@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.domain import copies as plans
 from shorthorn.domain import image_status, names
 from shorthorn.domain.copies import CopyStep, CreateCopy, DropWish, Refuse, RemoveCopy, Wait
-from shorthorn.domain.copy_scene import is_alive
+from shorthorn.domain.copy_scene import is_alive, promised_length
+from shorthorn.domain.image_bytes import LENGTH_PARAMETER
 from shorthorn.domain.labels import IMAGE_LABEL, copy_labels, image_selector
 from shorthorn.domain.models import (
     BackingImage,
@@ -256,10 +257,17 @@ def _copy_of(image: BackingImage, pool: Pool, source_type: str) -> ImageCopy:
         node_id=pool.spec.node_id,
         pool_uuid=pool.spec.pool_uuid,
         source_type=source_type,
-        source_parameters={} if is_sync else image.spec.source_parameters,
+        source_parameters={} if is_sync else _parameters(image),
         # What the first copy was is the truth, also for one that is downloaded again.
         expected_checksum=image.status.checksum or image.spec.checksum,
     )
     name = names.copy_name(image.meta.name, pool.spec.pool_uuid)
     labels = copy_labels(image.meta.name, pool.spec.node_id)
     return ImageCopy(Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels), spec)
+
+
+def _parameters(image: BackingImage) -> Mapping[str, str]:
+    """Return what the node of the first copy has to know of its source."""
+    if image.spec.source_type == SourceType.UPLOAD:
+        return {**image.spec.source_parameters, LENGTH_PARAMETER: str(promised_length(image))}
+    return image.spec.source_parameters

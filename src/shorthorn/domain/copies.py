@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from shorthorn.domain.copy_scene import Scene, was_ready, wishes
+from shorthorn.domain.copy_scene import Scene, promised_length, was_ready, wishes
+from shorthorn.domain.image_bytes import UPLOAD_LENGTH
 from shorthorn.domain.models import (
     BackingImage,
     CopyState,
@@ -42,7 +43,7 @@ CLEANUP_WAIT: Final = timedelta(minutes=60)
 SYNCS_MAX: Final = 3
 """Most copies of one image that move at once; Longhorn sends a file at most three times at once."""
 
-_SUPPORTED = (SourceType.DOWNLOAD, SourceType.EXPORT_FROM_VOLUME)
+_SUPPORTED = (SourceType.DOWNLOAD, SourceType.EXPORT_FROM_VOLUME, SourceType.UPLOAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,10 @@ def _begin(scene: Scene) -> tuple[CopyStep, ...]:
         return (Refuse("UnsupportedSource", message),)
     if image.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
         return _begin_export(scene)
+    if image.spec.source_type == SourceType.UPLOAD and promised_length(image) == 0:
+        said = image.meta.annotations.get(UPLOAD_LENGTH, "")
+        message = f"annotation {UPLOAD_LENGTH}: {said!r} is not a number of bytes above 0"
+        return (Refuse("InvalidArgument", message),)
     return _begin_download(scene)
 
 

@@ -16,6 +16,9 @@ from typing import Final, Protocol
 UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 """Annotation of a BackingImage with sourceType upload: how many bytes will come, in decimal."""
 
+LENGTH_PARAMETER: Final = "length"
+"""The same in the source parameters of the image's first copy."""
+
 RETRY_AT: Final = "shorthorn.io/retry-at"
 """Annotation of a BackingImage (RFC 3339): failed copies are made anew, once for each new value."""
 
@@ -90,8 +93,8 @@ class ImageBytes(Protocol):
         """Return how far the upload is. Raises NotFound: nothing awaits bytes.
 
         An upload is awaited from when its copy has been given to a pool (a moment after the
-        BackingImage was made) until its last byte is durable; a short while after that it is still
-        found, complete.
+        BackingImage was made) until its last byte is durable. From then on it is found complete,
+        also when the image is ready, so that a lost answer can be asked for again.
         """
 
     async def append(
@@ -103,10 +106,10 @@ class ImageBytes(Protocol):
         status, not here.
         Raises: NotFound: nothing awaits bytes. OffsetMismatch: it goes on elsewhere; nothing is
             taken. InUse: another connection is sending at this moment; one that was silent for
-            STALE_S is ended instead, with Unavailable. SizeOutOfRange: more than the promised
-            length (what was promised is kept up to the last block before it). NoSpace.
-            Whatever `chunks` raises.
-        State:  after an error or cancellation what arrived before is durable, and stays.
+            five seconds is ended instead, with Unavailable. SizeOutOfRange: more than the promised
+            length (the chunk that goes beyond is not taken). NoSpace, ImageRejected: the whole
+            upload has failed, and its bytes go. Whatever `chunks` raises.
+        State:  after any other error or cancellation what arrived before is durable, and stays.
         """
 
     async def abandon(self, image: str) -> None:
