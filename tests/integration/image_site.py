@@ -65,7 +65,7 @@ async def running_edge(folder: Path, pool: ImageBytes) -> AsyncIterator[str]:
             cookie="shorthorn",
             links=LoginLinks(key),
             links_token=token,
-            metrics=lambda: b"",
+            metrics=None,
         )
         listener = open_everywhere("127.0.0.1", 0)
         port = listener.getsockname()[1]
