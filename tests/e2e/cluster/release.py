@@ -22,16 +22,14 @@ from tests.e2e.cluster.control_plane import ControlPlane, control_plane
 from tests.e2e.cluster.network import Network, NetworkNode, network
 from tests.e2e.cluster.node_calls import NodeCalls
 from tests.e2e.cluster.processes import ROOT, Process, binary, on_host
+from tests.integration import storage
 from tests.integration.daemon_process import poll, release
 
 NAMESPACE = "longhorn-system"
 SNAPSHOT_CRDS = ROOT / "deploy" / "manifests" / "snapshot-crds.yaml"
 DRIVER = "driver.longhorn.io"
 TOPOLOGY = "topology.shorthorn.io/node"
-#: A claim of 5 GiB, as the page has it, is scheduled only where so much is free.
-POOL_SIZE = "6G"
-NODES = 3
-CONTROLLERS = 2
+NODE_LABELS = {"kubernetes.io/os": "linux"}
 _REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
 #: They speak to a kubelet.
 _NOT_RUN = ("node-driver-registrar", "livenessprobe")
@@ -42,6 +40,40 @@ _FOR_SIDECARS = (
     "--leader-election-lease-duration=6s",
     "--leader-election-renew-deadline=4s",
     "--leader-election-retry-period=1s",
+)
+
+
+Documents = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A node before anything of ours is on it.
+
+    Args: disk: what is mounted at its data directory; None: the machine's own file system is there.
+    """
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    disk: storage.Storage | None = None
+    disk_bytes: int = 0
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        return {**NODE_LABELS, TOPOLOGY: self.name, **self.labels}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the chart is told, and the nodes that it finds."""
+
+    values: Mapping[str, Any]
+    machines: tuple[Machine, ...]
+
+
+#: For most tests. A claim of 5 GiB, as the page has it, is scheduled only where so much is free.
+THREE_NODES = Layout(
+    {"node": {"poolSize": "6G"}}, tuple(Machine(f"node-{index}") for index in range(3))
 )
 
 
@@ -91,11 +123,14 @@ class Node(Pod):
 class Release:
     """The chart's objects in a cluster, and its pods. Made by `installed`."""
 
-    def __init__(self, plane: ControlPlane, net: Network, documents: Sequence[Any]) -> None:
+    def __init__(
+        self, plane: ControlPlane, net: Network, machines: Sequence[Machine], documents: Documents
+    ) -> None:
         self.plane = plane
         self.documents = documents
         self.controllers: list[Pod] = []
         self.nodes: list[Node] = []
+        self._machines = machines
         self._network = net
 
     def install(self) -> None:
@@ -107,31 +142,45 @@ class Release:
         # As clusters have them: those of the embedded server also take what no cluster takes.
         plane.apply(SNAPSHOT_CRDS)
         plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
-        for index in range(NODES):
-            self._add_node(f"node-{index}", self._network.nodes[index])
+        networks = iter(self._network.nodes)
+        places = [(machine, next(networks)) for machine in self._machines]
+        for machine, node in places:
+            self._add_node(machine, node)
         plane.apply([d for d in self.documents if d["kind"] != "CustomResourceDefinition"])
-        for index, node in enumerate(self._network.nodes[:NODES]):
-            pod = Node(f"node-{index}", *self._places(f"node-{index}", node, "kubelet", "plugins"))
-            self._add_containers(pod, "DaemonSet", pod.name, pod.name)
+        for machine, node in places:
+            pod = Node(machine.name, *self._places(machine.name, node, "kubelet", "plugins"))
+            self._add_containers(pod, self._daemon_set_for(machine), node_name=pod.name)
             self.nodes.append(pod)
-        for name, node in zip(
-            self._pods_of("controller", CONTROLLERS), self._network.nodes[NODES:], strict=True
-        ):
-            made = Pod(name, *self._places(f"c{len(self.controllers)}", node, "socket"))
-            self._add_containers(made, "Deployment", name, "")
+        deployment = controllers_of(self.documents)
+        for name in self._pods_of("controller", deployment["spec"]["replicas"]):
+            made = Pod(name, *self._places(f"c{len(self.controllers)}", next(networks), "socket"))
+            self._add_containers(made, deployment, node_name="")
             self.controllers.append(made)
         for one in (*self.nodes, *self.controllers):
             one.start()
-        poll(lambda: len(self.pools()) == NODES, what="pools of all nodes")
+        poll(lambda: len(self.pools()) == len(self.nodes), what="pools of all nodes")
 
     def _places(self, name: str, node: NetworkNode, *where: str) -> tuple[Path, NetworkNode, Path]:
         directory = self.plane.directory / name
         plugin = Path(*where) / (DRIVER if len(where) > 1 else "") / "csi.sock"
         return directory, node, directory / plugin
 
-    def _add_node(self, name: str, node: NetworkNode) -> None:
-        driver = {"name": DRIVER, "nodeID": name, "topologyKeys": [TOPOLOGY]}
-        self.plane.add_node(name, address=node.address, labels={TOPOLOGY: name}, drivers=[driver])
+    def _add_node(self, machine: Machine, node: NetworkNode) -> None:
+        driver = {"name": DRIVER, "nodeID": machine.name, "topologyKeys": [TOPOLOGY]}
+        self.plane.add_node(
+            machine.name, address=node.address, labels=machine.all_labels, drivers=[driver]
+        )
+
+    def _daemon_set_for(self, machine: Machine) -> dict[str, Any]:
+        """Return the one DaemonSet that chooses a node."""
+        labels = machine.all_labels.items()
+        (found,) = (
+            d
+            for d in self.documents
+            if d["kind"] == "DaemonSet"
+            and d["spec"]["template"]["spec"]["nodeSelector"].items() <= labels
+        )
+        return dict(found)
 
     def _pods_of(self, component: str, count: int) -> list[str]:
         """Return the names of the pods that the Deployment's controller made."""
@@ -146,14 +195,13 @@ class Release:
         poll(lambda: len(found()) == count, what=f"pods of the {component}")
         return sorted(found())
 
-    def _add_containers(self, pod: Pod, kind: str, name: str, node_name: str) -> None:
-        (workload,) = (d for d in self.documents if d["kind"] == kind)
+    def _add_containers(self, pod: Pod, workload: Mapping[str, Any], *, node_name: str) -> None:
         spec = workload["spec"]["template"]["spec"]
         kubeconfig = self.plane.kubeconfig_for_service_account(
             NAMESPACE, spec["serviceAccountName"]
         )
         facts = {
-            "metadata.name": name,
+            "metadata.name": pod.name,
             "metadata.namespace": NAMESPACE,
             "spec.nodeName": node_name,
             "status.podIP": pod.network.address,
@@ -208,6 +256,12 @@ class Release:
         return next(pod for pod in self.controllers if pod.name == holder)
 
 
+def controllers_of(documents: Documents) -> dict[str, Any]:
+    """Return the one Deployment of controllers."""
+    (found,) = (d for d in documents if d["kind"] == "Deployment")
+    return dict(found)
+
+
 def _has_said(process: Process, text: str) -> Callable[[], bool]:
     return lambda: text in process.said()
 
@@ -232,20 +286,29 @@ def _mapped(argument: str, container: Mapping[str, Any], directory: Path) -> str
 
 
 @contextlib.contextmanager
-def installed(directory: Path) -> Iterator[Release]:
-    """A control plane with the chart in it: three nodes and two controllers that run.
+def installed(directory: Path, layout: Layout = THREE_NODES) -> Iterator[Release]:
+    """A control plane with the chart in it, whose nodes and controllers run.
 
     Everything is gone at the end: processes, mounts, loop devices, namespaces.
     """
     helm = find_helm()
     assert helm is not None, "run scripts/e2e-tools helm"
-    values = ValueSet("e2e", {"node": {"poolSize": POOL_SIZE}})
-    documents = render(helm, values, scratch=directory)
+    documents = render(helm, ValueSet("e2e", layout.values), scratch=directory)
+    controllers = controllers_of(documents)["spec"]["replicas"]
     with (
-        network(NODES + CONTROLLERS) as net,
+        network(len(layout.machines) + controllers) as net,
         control_plane(directory / "k", address=net.address) as plane,
+        contextlib.ExitStack() as disks,
     ):
-        made = Release(plane, net, documents)
+        for machine in layout.machines:
+            if machine.disk is not None:
+                place = plane.directory / machine.name
+                place.mkdir()
+                disk = storage.mounted(
+                    machine.disk, place, size_bytes=machine.disk_bytes, name="data"
+                )
+                disks.enter_context(disk)
+        made = Release(plane, net, layout.machines, documents)
         try:
             made.install()
             yield made
