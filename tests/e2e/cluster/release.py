@@ -10,6 +10,7 @@ pod has mounted, the way to the API server and its namespace, and short leases. 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,6 +70,12 @@ class Layout:
 
     values: Mapping[str, Any]
     machines: tuple[Machine, ...]
+
+    def rendered(self, scratch: Path) -> list[dict[str, Any]]:
+        """Return every document of the chart, in the order of installation."""
+        helm = find_helm()
+        assert helm is not None, "run scripts/e2e-tools helm"
+        return render(helm, ValueSet("e2e", self.values), scratch=scratch)
 
 
 #: For most tests. A claim of 5 GiB, as the page has it, is scheduled only where so much is free.
@@ -133,32 +140,49 @@ class Release:
         self._machines = machines
         self._network = net
 
-    def install(self) -> None:
-        """Apply what was rendered, then run the pods that Kubernetes made of it."""
-        plane = self.plane
-        plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        kinds = [d for d in self.documents if d["kind"] == "CustomResourceDefinition"]
-        plane.apply(kinds)
-        # As clusters have them: those of the embedded server also take what no cluster takes.
-        plane.apply(SNAPSHOT_CRDS)
-        plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    def install(self, write: Callable[[Release], None]) -> None:
+        """Make the namespace and the nodes, have the chart's objects written, and run its pods."""
+        meta = {"name": NAMESPACE}
+        self.plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+        for machine, network_node in zip(self._machines, self._network.nodes, strict=False):
+            self._add_node(machine, network_node)
+        write(self)
+        self.run_pods()
+
+    def run_pods(self) -> None:
+        """Run the pods that Kubernetes made of the chart's objects, as they are now."""
         networks = iter(self._network.nodes)
-        places = [(machine, next(networks)) for machine in self._machines]
-        for machine, node in places:
-            self._add_node(machine, node)
-        plane.apply([d for d in self.documents if d["kind"] != "CustomResourceDefinition"])
-        for machine, node in places:
-            pod = Node(machine.name, *self._places(machine.name, node, "kubelet", "plugins"))
-            self._add_containers(pod, self._daemon_set_for(machine), node_name=pod.name)
-            self.nodes.append(pod)
-        deployment = controllers_of(self.documents)
-        for name in self._pods_of("controller", deployment["spec"]["replicas"]):
-            made = Pod(name, *self._places(f"c{len(self.controllers)}", next(networks), "socket"))
-            self._add_containers(made, deployment, node_name="")
+        for machine in self._machines:
+            places = self._places(machine.name, next(networks), "kubelet", "plugins")
+            self._add_containers(node := Node(machine.name, *places), self._chosen_for(machine))
+            self.nodes.append(node)
+        for index, name in enumerate(self._pods_of_controllers()):
+            made = Pod(name, *self._places(f"c{index}", next(networks), "socket"))
+            self._add_containers(made, controllers_of(self.documents))
             self.controllers.append(made)
         for one in (*self.nodes, *self.controllers):
             one.start()
         poll(lambda: len(self.pools()) == len(self.nodes), what="pools of all nodes")
+
+    def end_pods(self) -> None:
+        """End every pod; what it has on its node stays. `run_pods` may follow."""
+        for pod in (*self.controllers, *self.nodes):
+            for process in pod.processes.values():
+                self.plane.forget(process.name)
+        self.controllers.clear()
+        self.nodes.clear()
+        # What the kubelets would say of them now.
+        every = ("delete", "pods", "--all", f"--namespace={NAMESPACE}")
+        self.plane.kubectl(*every, "--force", "--grace-period=0")
+
+    def clean_up(self) -> None:
+        """Take away everything of ours on the nodes."""
+        for pod in (*self.controllers, *self.nodes):
+            pod.kill()
+        for machine in self._machines:
+            directory = self.plane.directory / machine.name
+            NodeCalls(directory, directory / "kubelet").unmount_everything()
+            release(directory / "data")
 
     def _places(self, name: str, node: NetworkNode, *where: str) -> tuple[Path, NetworkNode, Path]:
         directory = self.plane.directory / name
@@ -171,7 +195,7 @@ class Release:
             machine.name, address=node.address, labels=machine.all_labels, drivers=[driver]
         )
 
-    def _daemon_set_for(self, machine: Machine) -> dict[str, Any]:
+    def _chosen_for(self, machine: Machine) -> Mapping[str, Any]:
         """Return the one DaemonSet that chooses a node."""
         labels = machine.all_labels.items()
         (found,) = (
@@ -180,22 +204,29 @@ class Release:
             if d["kind"] == "DaemonSet"
             and d["spec"]["template"]["spec"]["nodeSelector"].items() <= labels
         )
-        return dict(found)
+        return found
 
-    def _pods_of(self, component: str, count: int) -> list[str]:
-        """Return the names of the pods that the Deployment's controller made."""
+    def _pods_of_controllers(self) -> list[str]:
+        """Return the names of the pods of the Deployment, once all are of its present template."""
+        name = controllers_of(self.documents)["metadata"]["name"]
 
-        def found() -> list[str]:
-            return [
-                pod["metadata"]["name"]
-                for pod in self.plane.api.list("Pod", NAMESPACE)
-                if pod["metadata"]["labels"].get("app.kubernetes.io/component") == component
-            ]
+        def is_rolled_out() -> bool:
+            wanted = ("get", "deployment", name, f"--namespace={NAMESPACE}", "--output=json")
+            found = json.loads(self.plane.kubectl(*wanted))
+            status, replicas = found["status"], found["spec"]["replicas"]
+            counts = (status.get("updatedReplicas"), status.get("replicas"))
+            is_seen = status.get("observedGeneration") == found["metadata"]["generation"]
+            return is_seen and counts == (replicas, replicas)
 
-        poll(lambda: len(found()) == count, what=f"pods of the {component}")
-        return sorted(found())
+        poll(is_rolled_out, what=f"pods of {name}", interval_s=0.2)
+        return sorted(
+            pod["metadata"]["name"]
+            for pod in self.plane.api.list("Pod", NAMESPACE)
+            if pod["metadata"]["labels"].get("app.kubernetes.io/component") == "controller"
+            and "deletionTimestamp" not in pod["metadata"]
+        )
 
-    def _add_containers(self, pod: Pod, workload: Mapping[str, Any], *, node_name: str) -> None:
+    def _add_containers(self, pod: Pod, workload: Mapping[str, Any]) -> None:
         spec = workload["spec"]["template"]["spec"]
         kubeconfig = self.plane.kubeconfig_for_service_account(
             NAMESPACE, spec["serviceAccountName"]
@@ -203,7 +234,7 @@ class Release:
         facts = {
             "metadata.name": pod.name,
             "metadata.namespace": NAMESPACE,
-            "spec.nodeName": node_name,
+            "spec.nodeName": pod.name if isinstance(pod, Node) else "",
             "status.podIP": pod.network.address,
         }
         for container in spec["containers"]:
@@ -256,10 +287,23 @@ class Release:
         return next(pod for pod in self.controllers if pod.name == holder)
 
 
-def controllers_of(documents: Documents) -> dict[str, Any]:
+def controllers_of(documents: Documents) -> Mapping[str, Any]:
     """Return the one Deployment of controllers."""
-    (found,) = (d for d in documents if d["kind"] == "Deployment")
-    return dict(found)
+    labels = ((d["metadata"].get("labels", {}), d) for d in documents if d["kind"] == "Deployment")
+    (found,) = (
+        d for given, d in labels if given.get("app.kubernetes.io/component") == "controller"
+    )
+    return found
+
+
+def apply_documents(release: Release) -> None:
+    """Write what was rendered with kubectl."""
+    plane, documents = release.plane, release.documents
+    plane.apply([d for d in documents if d["kind"] == "CustomResourceDefinition"])
+    # As clusters have them: those of the embedded server also take what no cluster takes.
+    plane.apply(SNAPSHOT_CRDS)
+    plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    plane.apply([d for d in documents if d["kind"] != "CustomResourceDefinition"])
 
 
 def _has_said(process: Process, text: str) -> Callable[[], bool]:
@@ -286,14 +330,18 @@ def _mapped(argument: str, container: Mapping[str, Any], directory: Path) -> str
 
 
 @contextlib.contextmanager
-def installed(directory: Path, layout: Layout = THREE_NODES) -> Iterator[Release]:
+def installed(
+    directory: Path,
+    layout: Layout = THREE_NODES,
+    write: Callable[[Release], None] = apply_documents,
+) -> Iterator[Release]:
     """A control plane with the chart in it, whose nodes and controllers run.
 
     Everything is gone at the end: processes, mounts, loop devices, namespaces.
+
+    Args: write: what puts the chart's objects into the cluster.
     """
-    helm = find_helm()
-    assert helm is not None, "run scripts/e2e-tools helm"
-    documents = render(helm, ValueSet("e2e", layout.values), scratch=directory)
+    documents = layout.rendered(directory)
     controllers = controllers_of(documents)["spec"]["replicas"]
     with (
         network(len(layout.machines) + controllers) as net,
@@ -301,20 +349,15 @@ def installed(directory: Path, layout: Layout = THREE_NODES) -> Iterator[Release
         contextlib.ExitStack() as disks,
     ):
         for machine in layout.machines:
+            place = plane.directory / machine.name
+            place.mkdir()
             if machine.disk is not None:
-                place = plane.directory / machine.name
-                place.mkdir()
-                disk = storage.mounted(
-                    machine.disk, place, size_bytes=machine.disk_bytes, name="data"
-                )
+                size = machine.disk_bytes
+                disk = storage.mounted(machine.disk, place, size_bytes=size, name="data")
                 disks.enter_context(disk)
         made = Release(plane, net, layout.machines, documents)
         try:
-            made.install()
+            made.install(write)
             yield made
         finally:
-            for pod in (*made.controllers, *made.nodes):
-                pod.kill()
-            for node in made.nodes:
-                node.calls.unmount_everything()
-                release(node.data_dir)
+            made.clean_up()
