@@ -195,6 +195,11 @@ class Release:
             machine.name, address=node.address, labels=machine.all_labels, drivers=[driver]
         )
 
+    def join(self, node: Node) -> None:
+        """Have a machine that was taken out of the cluster in it again."""
+        machine = next(m for m in self._machines if m.name == node.name)
+        self._add_node(machine, node.network)
+
     def _chosen_for(self, machine: Machine) -> Mapping[str, Any]:
         """Return the one DaemonSet that chooses a node."""
         labels = machine.all_labels.items()
