@@ -50,6 +50,10 @@ class Helm:
     def upgrade(self, values: Mapping[str, Any], *options: str) -> str:
         return self._run("upgrade", NAME, values, *options)
 
+    def rollback(self) -> str:
+        """Go back to what was there before the last upgrade."""
+        return self._run("rollback", NAME, None)
+
     def uninstall(self) -> str:
         return self._run("uninstall", NAME, None)
 

@@ -160,9 +160,12 @@ class Release:
             made = Pod(name, *self._places(f"c{index}", next(networks), "socket"))
             self._add_containers(made, controllers_of(self.documents))
             self.controllers.append(made)
-        for one in (*self.nodes, *self.controllers):
-            one.start()
+        for node in self.nodes:
+            node.start()
+        # The provisioner asks for a node's capacity when it starts, and not again for a minute.
         poll(lambda: len(self.pools()) == len(self.nodes), what="pools of all nodes")
+        for controller in self.controllers:
+            controller.start()
 
     def end_pods(self) -> None:
         """End every pod; what it has on its node stays. `run_pods` may follow."""

@@ -146,6 +146,28 @@ def test_a_class_is_changed_by_deleting_it_first(made: Installed) -> None:
     assert index_of_data(plane) == before
 
 
+def test_no_value_takes_the_definitions_away(made: Installed) -> None:
+    plane = made.release.plane
+    before = index_of_data(plane)
+    unprotected = {**VALUES, "protection": {"enabled": False}}
+    made.helm.upgrade(unprotected)
+    # Nobody else keeps them now: a policy counts for a moment after it was deleted.
+    delete = ("delete", "crd/volumes.shorthorn.io", "--dry-run=server")
+    poll(lambda: plane.try_kubectl(*delete).returncode == 0, what="no policy")
+    made.helm.upgrade({**unprotected, "crds": {"install": False}})
+    assert index_of_data(plane) == before
+    made.helm.upgrade(VALUES)
+    assert index_of_data(plane) == before
+
+
+def test_going_back_changes_no_data(made: Installed) -> None:
+    plane = made.release.plane
+    before = index_of_data(plane)
+    made.helm.upgrade(VERBOSE)
+    made.helm.rollback()
+    assert index_of_data(plane) == before
+
+
 def test_what_was_uninstalled_is_found_when_it_is_installed_again(made: Installed) -> None:
     plane, owner = made.release.plane, made.owner
     before = index_of_data(plane)
