@@ -99,6 +99,17 @@ class Installation:
             and "deletionTimestamp" not in pod["metadata"]
         ]
 
+    def left(self) -> list[str]:
+        """Return what is in the pools and what is mounted for pods, but of our own."""
+        kinds = ("volumes", "snapshots", "images", "staging/*")
+        found = []
+        for node in self.nodes:
+            pool = "/var/lib/shorthorn/pool"
+            listed = node.machine.run("find", *(f"{pool}/{kind}" for kind in kinds), "-mindepth", "1")
+            mounted = node.machine.run("grep", "-o", "[^ ]*kubernetes.io.csi[^ ]*", "/proc/mounts")
+            found += (listed.stdout + mounted.stdout).splitlines()
+        return found
+
     def _is_up(self) -> bool:
         pods = [*self.own_pods("node"), *self.own_pods("controller")]
         pools = [p for p in self.api.list("Pool", NAMESPACE) if p.get("status")]

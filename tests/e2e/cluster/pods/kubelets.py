@@ -49,25 +49,35 @@ class KubeNode:
             environment={"PATH": path},
         )
 
-    def start(self, images: Path) -> None:
-        """Start it; return when its node is Ready and has the images of an archive."""
+    def launch(self) -> None:
+        """Start its programs without waiting for the kubelet."""
         self._write_files()
         self.containerd.start()
         self.kubelet.launch()
-        imported = self.ctr("images", "import", str(images))
-        assert imported.returncode == 0, imported.stderr
+
+    def restart_kubelet(self) -> None:
+        """Start the kubelet again; return when it has reported the node anew."""
+        since = self._heard_of()
+        self.kubelet.launch()
+        poll(lambda: self._heard_of() != since, what=self.kubelet.tail())
         self.kubelet.wait_ready()
 
     def ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run containerd's own client on this node."""
-        argv = [binary("ctr"), f"--address={_SOCKET}", "--namespace=k8s.io", *arguments]
-        return subprocess.run(
-            self.machine.command(*argv), capture_output=True, text=True, timeout=120, check=False
-        )
+        argv = self.ctr_command(*arguments)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+    def ctr_command(self, *arguments: str) -> list[str]:
+        client = [binary("ctr"), f"--address={_SOCKET}", "--namespace=k8s.io"]
+        return self.machine.command(*client, *arguments)
 
     def is_ready(self) -> bool:
         """Whether the node's own kubelet says that it is well."""
         return is_ready(self._plane.api.find("Node", "", self.name))
+
+    def _heard_of(self) -> str:
+        lease = self._plane.api.get("Lease", "kube-node-lease", self.name)
+        return str(lease["spec"]["renewTime"])
 
     def _kubelet_command(self) -> list[str]:
         user = self._plane.kubeconfig_for_user(f"system:node:{self.name}", ("system:nodes",))
@@ -141,6 +151,8 @@ sandbox = {pause}
 [plugins.'io.containerd.cri.v1.runtime']
 # Without CAP_SYS_RESOURCE nobody may lower it, and runc ends in mid-start.
 restrict_oom_score_adj = true
+# A block volume's device is its pod's user's; else it is root's, and only root can use it.
+device_ownership_from_security_context = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = [{programs}]
 conf_dir = {networks}
@@ -169,7 +181,11 @@ def kubelets(
                 ip = ["ip", "-n", other.network.name]
                 _route(ip, str(pods), machine.network.address)
     for node in made:
-        node.start(images)
+        node.launch()
+    importing = [subprocess.Popen(n.ctr_command("images", "import", str(images))) for n in made]
+    assert [process.wait() for process in importing] == [0] * len(made)
+    for node in made:
+        node.kubelet.wait_ready()
     yield made
 
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import struct
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,9 +90,11 @@ class Machine:
         entered = [f"--{option}={spaces / file}" for option, file in kinds.items()]
         return ["nsenter", *entered, f"--pid={spaces / 'pid_for_children'}", "--", *argv]
 
-    def path(self, path: str) -> Path:
-        """Return where a file below the node's `/var` or `/run` is for us, mounts left out."""
-        return self.directory / path.removeprefix("/")
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on this node to its end."""
+        return subprocess.run(
+            self.command(*argv), capture_output=True, text=True, timeout=60, check=False
+        )
 
     def _init_command(self) -> list[str]:
         new = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=KILL"]
