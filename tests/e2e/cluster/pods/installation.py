@@ -99,6 +99,19 @@ class Installation:
             and "deletionTimestamp" not in pod["metadata"]
         ]
 
+    def driver_on(self, node: str) -> Object:
+        """Return the DaemonSet's pod on a node once it is ready."""
+
+        def found() -> list[Object]:
+            return [
+                pod
+                for pod in self.own_pods("node")
+                if pod["spec"]["nodeName"] == node and is_pod_ready(pod)
+            ]
+
+        poll(found, timeout_s=_START_S, what=f"the driver on {node}", interval_s=0.2)
+        return found()[0]
+
     def left(self) -> list[str]:
         """Return what is in the pools and what is mounted for pods, but of our own."""
         kinds = ("volumes", "snapshots", "images", "staging/*")

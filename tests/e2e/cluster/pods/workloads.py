@@ -6,7 +6,6 @@ volume but through a pod. Called by tests.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from tests.e2e.cluster.pods.installation import BUSYBOX, is_pod_ready
@@ -18,10 +17,11 @@ USER, GROUP, FS_GROUP = 1001, 1002, 2001
 DIRECTORY, DEVICE = "/v", "/dev/v"
 #: Ends when it is asked to, as a shell that is process 1 otherwise does not.
 _WAIT = "trap 'exit 0' TERM; while :; do sleep 0.2; done"
-#: Adds a line ten times a second, each of them on the disk before the next.
+#: Adds a line ten times a second, each on the disk before the next; goes on where it was.
 COUNTING = f"""
 trap 'exit 0' TERM
-i=0
+touch {DIRECTORY}/count
+i=$(wc -l < {DIRECTORY}/count)
 while :; do i=$((i + 1)); echo $i >> {DIRECTORY}/count; sync -d {DIRECTORY}/count; sleep 0.1; done
 """
 _START_S = 60.0
@@ -95,11 +95,12 @@ class PodUser(Tenant):
         self.api.wait_gone("Pod", self.namespace, name)
 
     def remove(self) -> None:
-        # Before their claims, whose deletion waits for them: so the namespace goes at once.
-        for pod in self.api.list("Pod", self.namespace):
-            with contextlib.suppress(AssertionError):
-                self.api.delete("Pod", self.namespace, pod["metadata"]["name"])
-        super().remove()
+        """Delete all that there is; the namespace goes later, in its own time."""
+        own = f"--namespace={self.namespace}"
+        for kinds in ("statefulsets,pods", "volumesnapshots,persistentvolumeclaims"):
+            # Pods first: what they use waits for them, and their namespace then asks again slowly.
+            self.plane.kubectl("delete", kinds, "--all", "--wait=false", own)
+        self.plane.kubectl("delete", "namespace", self.namespace, "--wait=false")
 
 
 def identity(pod: Object) -> tuple[Any, ...]:
