@@ -1,4 +1,4 @@
-"""One cluster with kubelets for all tests of this directory, gone before other directories' begin."""
+"""One cluster with kubelets for all tests of this directory, gone with the last of them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Owns the archives, in the OCI's image layout, and their making. The Shorthorn image is that of
 `scripts/container-rootfs`, under the entry point and environment of the Containerfile; a sidecar's
-is its program and nothing else. Called by `kubelets`.
+is its program and nothing else. Called by `installation`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The chart in a cluster of real kubelets: what it renders, applied as it is.
 
-Owns the images that its pods are made of, and waiting for the pods. All images are local ones, under
-the names that the chart gives them; node-driver-registrar and livenessprobe are stand-ins of our
-own (`tests/e2e/tools/node`). Must never: change a manifest. Called by tests.
+Owns the images that its pods are made of, and waiting for the pods. All images are local ones,
+under the names that the chart gives them; node-driver-registrar and livenessprobe are stand-ins of
+our own (`tests/e2e/tools/node`). Must never: change a manifest. Called by tests.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from tests.e2e.cluster.pods.images import (
     program_layer,
     write_archive,
 )
-from tests.e2e.cluster.pods.kubelets import PAUSE, KubeNode, kubelets
+from tests.e2e.cluster.pods.kubelets import KubeNode, is_ready
 from tests.e2e.cluster.pods.machines import machines
+from tests.e2e.cluster.pods.runtimes import PAUSE, runtimes
 from tests.e2e.cluster.processes import BINARIES, ROOT
 from tests.e2e.cluster.release import NAMESPACE, SNAPSHOT_CRDS
 from tests.integration.daemon_process import poll
@@ -80,6 +81,8 @@ class Installation:
         # As clusters have them: those of the embedded server also take what no cluster takes.
         self.plane.apply(SNAPSHOT_CRDS)
         self.plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+        for node in self.nodes:
+            node.wait_ready()
         self.plane.apply([d for d in documents if d["kind"] != "CustomResourceDefinition"])
         self.wait_ready()
 
@@ -102,15 +105,18 @@ class Installation:
     def driver_on(self, node: str) -> Object:
         """Return the DaemonSet's pod on a node once it is ready."""
 
-        def found() -> list[Object]:
-            return [
+        ready: list[Object] = []
+
+        def is_found() -> bool:
+            ready[:] = [
                 pod
                 for pod in self.own_pods("node")
-                if pod["spec"]["nodeName"] == node and is_pod_ready(pod)
+                if pod["spec"]["nodeName"] == node and is_ready(pod)
             ]
+            return bool(ready)
 
-        poll(found, timeout_s=_START_S, what=f"the driver on {node}", interval_s=0.2)
-        return found()[0]
+        poll(is_found, timeout_s=_START_S, what=f"the driver on {node}", interval_s=0.2)
+        return ready[0]
 
     def left(self) -> list[str]:
         """Return what is in the pools and what is mounted for pods, but of our own."""
@@ -118,7 +124,9 @@ class Installation:
         found = []
         for node in self.nodes:
             pool = "/var/lib/shorthorn/pool"
-            listed = node.machine.run("find", *(f"{pool}/{kind}" for kind in kinds), "-mindepth", "1")
+            listed = node.machine.run(
+                "find", *(f"{pool}/{kind}" for kind in kinds), "-mindepth", "1"
+            )
             mounted = node.machine.run("grep", "-o", "[^ ]*kubernetes.io.csi[^ ]*", "/proc/mounts")
             found += (listed.stdout + mounted.stdout).splitlines()
         return found
@@ -129,14 +137,8 @@ class Installation:
         return (
             len(self.own_pods("node")) == len(pools) == len(self.nodes)
             and len(self.own_pods("controller")) > 1
-            and all(map(is_pod_ready, pods))
+            and all(map(is_ready, pods))
         )
-
-
-def is_pod_ready(pod: Object | None) -> bool:
-    """Whether a Pod's condition Ready is True."""
-    conditions = ((pod or {}).get("status") or {}).get("conditions") or []
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 @contextlib.contextmanager
@@ -145,14 +147,18 @@ def installation() -> Iterator[Installation]:
     helm = find_helm()
     assert helm is not None, "run scripts/e2e-tools helm"
     with network(NODES) as net, machines(net.nodes) as (directory, made):
-        documents = render(helm, ValueSet("pods", {"node": {"poolSize": POOL_SIZE}}), scratch=directory)
+        documents = render(
+            helm, ValueSet("pods", {"node": {"poolSize": POOL_SIZE}}), scratch=directory
+        )
         archive = _archive(documents, directory)
-        plane = directory / "k"
         with (
-            control_plane(plane, address=net.address, with_kubelets=True) as cluster,
-            kubelets(cluster, made, archive) as nodes,
+            runtimes(made, archive) as running,
+            control_plane(directory / "k", address=net.address, with_kubelets=True) as plane,
         ):
-            installed = Installation(cluster, nodes)
+            nodes = [KubeNode(plane, runtime) for runtime in running]
+            for node in nodes:
+                node.launch()
+            installed = Installation(plane, nodes)
             installed.install(documents)
             yield installed
 
@@ -163,7 +169,12 @@ def _archive(documents: list[Object], scratch: Path) -> Path:
     names = _image_names(documents)
     busybox = shutil.which("busybox")
     assert busybox is not None, "run scripts/setup e2e"
-    parts = [_ROOTFS.with_suffix(".made-from"), Path(busybox), Path(images.__file__), Path(__file__)]
+    parts = [
+        _ROOTFS.with_suffix(".made-from"),
+        Path(busybox),
+        Path(images.__file__),
+        Path(__file__),
+    ]
     parts += [BINARIES / f".{program}.stamp" for program in _PROGRAMS.values()]
     made_from = [json.dumps(names), *(hashlib.sha256(p.read_bytes()).hexdigest() for p in parts)]
     digest = hashlib.sha256("".join(made_from).encode()).hexdigest()

@@ -4,7 +4,7 @@ Owns the namespaces of each node, its `/var` and `/run`, its control groups, and
 processes are in one PID namespace, which the kernel takes away with the test's process, containers
 and all; mounts go with them. What then still stays (control groups, loop devices, directories) is
 removed at the end or, after a kill, when the next machines are made. Must never: know what runs on
-it. Called by `kubelets`.
+it. Called by `installation`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_a_pod_deleted_while_its_kubelet_is_away_is_unmounted_later(
 
 
 def test_the_driver_is_replaced_under_a_pod(own: PodUser, installed: Installation) -> None:
-    """A rolling update replaces the DaemonSet's pods; mounts stay, and everything works after it."""
+    """A rolling update replaces the DaemonSet's pods; mounts stay and all works."""
     node = installed.node("node-0")
     own.claim("a")
     before = own.start("a", "a", COUNTING, node=node.name)
@@ -64,7 +64,7 @@ def test_the_driver_is_replaced_under_a_pod(own: PodUser, installed: Installatio
 
 
 def test_the_driver_is_killed_under_a_pod(own: PodUser, installed: Installation) -> None:
-    """The driver's process is killed in its container: the kubelet starts it again, none notices."""
+    """The driver's process is killed in its container: the kubelet starts it again."""
     node = installed.node("node-0")
     own.claim("a")
     before = own.start("a", "a", COUNTING, node=node.name)
@@ -73,7 +73,7 @@ def test_the_driver_is_killed_under_a_pod(own: PodUser, installed: Installation)
 
 
 def test_a_drained_node_gets_its_pod_back(own: PodUser, installed: Installation) -> None:
-    """A drain evicts a StatefulSet's pod; its volume stays, and it has it again after the uncordon."""
+    """A drain evicts a StatefulSet's pod, which has its volume again after the uncordon."""
     own.api.client.post(
         f"/apis/apps/v1/namespaces/{own.namespace}/statefulsets", json=stateful(own)
     ).raise_for_status()
@@ -144,7 +144,9 @@ def writes_on(node: KubeNode, pod: Object) -> None:
 def mounted_on(node: KubeNode, pod: Object) -> str:
     """Return where a pod's volume is mounted on its node, or nothing."""
     uid = pod["metadata"]["uid"]
-    said = node.machine.run("grep", "-o", f"[^ ]*{uid}/volumes/kubernetes.io.csi[^ ]*", "/proc/mounts")
+    said = node.machine.run(
+        "grep", "-o", f"[^ ]*{uid}/volumes/kubernetes.io.csi[^ ]*", "/proc/mounts"
+    )
     return said.stdout.strip()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.e2e.cluster.pods.installation import Installation
 from tests.e2e.cluster.pods.workloads import (
     DEVICE,
     DIRECTORY,
@@ -14,7 +13,6 @@ from tests.e2e.cluster.pods.workloads import (
 )
 from tests.e2e.cluster.release import DRIVER
 from tests.e2e.cluster.users import PATIENCE_S
-from tests.integration.daemon_process import poll
 from tests.integration.service_api import Object
 
 pytestmark = pytest.mark.root

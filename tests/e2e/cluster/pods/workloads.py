@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.e2e.cluster.pods.installation import BUSYBOX, is_pod_ready
+from tests.e2e.cluster.pods.installation import BUSYBOX
+from tests.e2e.cluster.pods.kubelets import is_ready
 from tests.e2e.cluster.users import Tenant
 from tests.integration.service_api import Object
 
@@ -74,7 +75,7 @@ class PodUser(Tenant):
 
     def ready_pod(self, name: str) -> Object:
         """Return a pod once it is ready."""
-        found = self.api.wait("Pod", self.namespace, name, is_pod_ready, timeout_s=_START_S)
+        found = self.api.wait("Pod", self.namespace, name, is_ready, timeout_s=_START_S)
         assert found is not None
         return found
 
