@@ -55,11 +55,13 @@ def test_the_driver_is_replaced_under_a_pod(own: PodUser, installed: Installatio
     node = installed.node("node-0")
     own.claim("a")
     before = own.start("a", "a", COUNTING, node=node.name)
-    old = installed.driver_on(node.name)["metadata"]["uid"]
+    old = installed.driver_on(node.name)["metadata"]
     where = (f"daemonset/{DAEMONSET}", f"--namespace={NAMESPACE}")
     installed.plane.kubectl("rollout", "restart", *where)
+    own.api.wait_gone("Pod", NAMESPACE, old["name"])
+    writes_on(node, before)
     installed.plane.kubectl("rollout", "status", *where, "--timeout=50s")
-    assert installed.driver_on(node.name)["metadata"]["uid"] != old
+    assert installed.driver_on(node.name)["metadata"]["uid"] != old["uid"]
     everything_works(own, node, before)
 
 

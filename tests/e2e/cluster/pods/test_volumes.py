@@ -30,8 +30,7 @@ def test_what_one_pod_wrote_another_reads_on_another_node(own: PodUser) -> None:
     wrote = own.run("writer", f"head -c {8 * MIB} /dev/urandom > {file}; sync; sha256sum {file}")
     assert own.run("writer", f"stat -c '%u %g' {file}").split() == [str(USER), str(FS_GROUP)]
     own.snapshot("image", "source", IMAGES)
-    image = own.image_of("image")
-    assert image["status"]["checksum"]
+    own.image_of("image")
     own.claim("restored", "128Mi", snapshot="image")
     own.start("reader", "restored", node="node-1")
     assert own.run("reader", f"sha256sum {file}") == wrote
