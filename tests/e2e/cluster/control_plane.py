@@ -105,6 +105,10 @@ class ControlPlane:
         """End a process as `kill -9` does."""
         self.processes[name].kill()
 
+    def forget(self, name: str) -> None:
+        """End a process for good; another may be added under its name."""
+        self.processes.pop(name).kill()
+
     def restart(self, name: str) -> None:
         """Start a process again, after ending it if it runs; return when it is ready."""
         self.processes[name].kill()

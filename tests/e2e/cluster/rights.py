@@ -53,31 +53,36 @@ def _rights(account: str, rules: Sequence[Mapping[str, Any]]) -> Iterator[Right]
 
 def used(audit_log: Path, namespace: str) -> set[Right]:
     """Return every right that service accounts of `namespace` have used with success."""
-    found = set()
-    for line in audit_log.read_text().splitlines():
-        event = json.loads(line)
-        who = event["user"]["username"]
-        target = event.get("objectRef")
-        if target and who.startswith(f"{_ACCOUNT}{namespace}:") and _was_allowed(event):
-            name = target["resource"]
-            if target.get("subresource"):
-                name += f"/{target['subresource']}"
-            account = who.rpartition(":")[2]
-            found.add(Right(account, target.get("apiGroup", ""), name, event["verb"]))
-    return found
+    return {right for right, _, is_allowed in _requests(audit_log, namespace) if is_allowed}
 
 
 def refused(audit_log: Path, namespace: str) -> set[Right]:
-    """Return what service accounts of `namespace` asked for and were not allowed."""
-    found = set()
+    """Return what service accounts of `namespace` asked for and were never allowed.
+
+    An API server that has just started refuses everything until it has read the roles; what it
+    allows for the same object at another time is no missing right.
+    """
+    allowed, denied = set(), set()
+    for right, name, is_allowed in _requests(audit_log, namespace):
+        (allowed if is_allowed else denied).add((right, name))
+    return {right for right, _ in denied - allowed}
+
+
+def _requests(audit_log: Path, namespace: str) -> Iterator[tuple[Right, str, bool]]:
+    """Yield each request of the accounts: the right for it, the object's name, if it was allowed.
+
+    The name is empty where the role cannot depend on it: in creations.
+    """
     for line in audit_log.read_text().splitlines():
         event = json.loads(line)
         who = event["user"]["username"]
         target = event.get("objectRef")
-        if target and who.startswith(f"{_ACCOUNT}{namespace}:") and not _was_allowed(event):
-            account = who.rpartition(":")[2]
-            found.add(Right(account, target.get("apiGroup", ""), target["resource"], event["verb"]))
-    return found
+        if target and who.startswith(f"{_ACCOUNT}{namespace}:"):
+            resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
+            verb = event["verb"]
+            right = Right(who.rpartition(":")[2], target.get("apiGroup", ""), resource, verb)
+            name = "" if verb == "create" else target.get("name", "")
+            yield right, name, _was_allowed(event)
 
 
 def _was_allowed(event: Mapping[str, Any]) -> bool:

@@ -14,11 +14,11 @@ pytestmark = pytest.mark.runs_last
 
 def test_nothing_is_refused(release: Release) -> None:
     refused = rights.refused(release.plane.commands.audit_log, NAMESPACE)
-    assert sorted(map(str, refused)) == []
+    assert not refused, "not granted:\n" + "\n".join(sorted(map(str, refused)))
 
 
 @pytest.mark.full  # only all tests together use all of them
 def test_every_right_is_used(release: Release) -> None:
     used = rights.used(release.plane.commands.audit_log, NAMESPACE)
     unused = rights.granted(release.documents) - used
-    assert sorted(map(str, unused)) == []
+    assert not unused, "granted for nothing:\n" + "\n".join(sorted(map(str, unused)))
