@@ -25,16 +25,15 @@ class KubeNode:
         self._runtime = runtime
         self._file = self.machine.directory / "etc" / "kubelet.yaml"
         user = plane.kubeconfig_for_user(f"system:node:{self.name}", ("system:nodes",))
-        command = [
-            binary("kubelet"),
+        self._arguments = (
             f"--config={self._file}",
             f"--kubeconfig={user}",
             f"--hostname-override={self.name}",
             f"--node-ip={self.machine.network.address}",
-        ]
+        )
         self.kubelet = plane.add(
             f"{self.name}.kubelet",
-            self.machine.command(*command),
+            (),
             lambda: is_ready(plane.api.find("Node", "", self.name)),
             environment={"PATH": PATH},
         )
@@ -42,6 +41,7 @@ class KubeNode:
     def launch(self) -> None:
         """Start the kubelet without waiting for it."""
         self._file.write_text(yaml.safe_dump(self._configuration()))
+        self.kubelet.command = self.machine.command(binary("kubelet"), *self._arguments)
         self.kubelet.launch()
 
     def wait_ready(self) -> None:
@@ -51,9 +51,18 @@ class KubeNode:
 
     def restart_kubelet(self) -> None:
         """Start the kubelet again; return when it knows its pods and can be asked of them."""
-        self.kubelet.launch()
+        self.launch()
         poll(self._knows_its_pods, what=f"pods of {self.name}; see {self.kubelet.log}")
         self.kubelet.wait_ready()
+
+    def reset(self) -> None:
+        """Boot the machine anew without having shut it down; return as `restart_kubelet` does."""
+        self.machine.stop()
+        self.kubelet.kill()
+        self._runtime.stop()
+        self.machine.start()
+        self._runtime.start_again()
+        self.restart_kubelet()
 
     def _knows_its_pods(self) -> bool:
         answer = self._plane.api.client.get(f"/api/v1/nodes/{self.name}/proxy/pods")

@@ -67,9 +67,13 @@ class Machine:
         )
 
     def start(self) -> None:
+        """Boot it: its disk is as it was, `/run` is empty."""
+        shutil.rmtree(self.directory / "run", ignore_errors=True)
+        (self.directory / "up").unlink(missing_ok=True)
         for place in ("var/lib/kubelet", "var/lib/shorthorn", "var/log", "var/tmp", "run"):
-            (self.directory / place).mkdir(parents=True)
-        (self.directory / "var/run").symlink_to("/run")
+            (self.directory / place).mkdir(parents=True, exist_ok=True)
+        if not (self.directory / "var/run").is_symlink():
+            (self.directory / "var/run").symlink_to("/run")
         (self.directory / "hostname").write_text(self.name)
         for name in _SYSCTLS:
             file = self.directory / "sysctl" / name
@@ -80,8 +84,11 @@ class Machine:
         self._init.start()
 
     def stop(self) -> None:
-        """End all its processes; its mounts end with them."""
+        """End all that is on it at once, with nothing unmounted in order; loop devices go last."""
         self._init.kill()
+        for controller in _controllers():
+            _remove_cgroup(controller / self.cgroup)
+        _free_pool(self.directory)
 
     def command(self, *argv: str) -> list[str]:
         """Return the command line that runs `argv` on this node."""
@@ -133,10 +140,17 @@ def _remove(directory: Path) -> None:
         for group in controller.glob(f"{directory.name}*"):
             _remove_cgroup(group)
     if directory.parent == _TMP:
-        for pool in directory.glob("node-*/var/lib/shorthorn/pool.xfs"):
-            status = pool.stat()
-            poll(lambda s=status: not _detach_loops_on(s), what=f"{pool} is in use")  # type: ignore[misc]
+        for machine in directory.glob("node-*"):
+            _free_pool(machine)
         shutil.rmtree(directory)
+
+
+def _free_pool(machine: Path) -> None:
+    """Detach the loop devices of a machine's pool, and of the volumes in it."""
+    pool = machine / "var/lib/shorthorn/pool.xfs"
+    if pool.exists():
+        status = pool.stat()
+        poll(lambda: not _detach_loops_on(status), what=f"{pool} is in use")
 
 
 def _controllers() -> list[Path]:

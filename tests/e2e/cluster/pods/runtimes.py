@@ -51,7 +51,7 @@ class Runtime:
         self._etc = machine.directory / "etc"
         self._process = Process(
             f"{machine.name}.containerd",
-            machine.command(binary("containerd"), f"--config={self._etc / 'containerd.toml'}"),
+            (),
             machine.directory / "containerd.log",
             is_ready=lambda: self._ctr("version").wait() == 0,
             environment={"PATH": PATH},
@@ -59,10 +59,18 @@ class Runtime:
         self._import: subprocess.Popen[bytes] | None = None
 
     def start(self, archive: Path) -> None:
-        """Start it, and begin to import images."""
+        """Start it the first time, and begin to import images."""
         self._write_files()
-        self._process.start()
+        self.start_again()
         self._import = self._ctr("images", "import", str(archive))
+
+    def start_again(self) -> None:
+        """Start it on a machine that may have been booted anew; images are there."""
+        configuration = self._etc / "containerd.toml"
+        self._process.command = self.machine.command(
+            binary("containerd"), f"--config={configuration}"
+        )
+        self._process.start()
 
     def wait_for_images(self) -> None:
         assert self._import is not None

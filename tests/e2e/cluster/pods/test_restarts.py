@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.cluster.pods.installation import Installation
-from tests.e2e.cluster.pods.kubelets import KubeNode
+from tests.e2e.cluster.pods.kubelets import KubeNode, is_ready
 from tests.e2e.cluster.pods.test_volumes import IMAGES
 from tests.e2e.cluster.pods.workloads import COUNTING, DIRECTORY, PodUser, identity
 from tests.e2e.cluster.release import NAMESPACE
@@ -72,6 +72,24 @@ def test_the_driver_is_killed_under_a_pod(own: PodUser, installed: Installation)
     before = own.start("a", "a", COUNTING, node=node.name)
     kill_driver(installed, node)
     everything_works(own, node, before)
+
+
+def test_a_node_is_reset_under_a_pod(own: PodUser, installed: Installation) -> None:
+    """All of a node ends at once; when it is back, its pod goes on with its volume."""
+    node = installed.node("node-1")
+    own.claim("a")
+    before = own.start("a", "a", COUNTING, node=node.name)
+    counted = own.counted("a")
+    node.reset()
+
+    def is_again(pod: Object | None) -> bool:
+        return pod is not None and is_ready(pod) and identity(pod) != identity(before)
+
+    after = own.api.wait("Pod", own.namespace, "a", is_again, timeout_s=PATIENCE_S)
+    assert after is not None
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert own.counted("a") >= counted
+    installed.wait_ready()
 
 
 def test_a_drained_node_gets_its_pod_back(own: PodUser, installed: Installation) -> None:
