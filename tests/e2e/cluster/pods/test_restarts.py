@@ -17,6 +17,7 @@ from tests.integration.service_api import Object
 pytestmark = pytest.mark.root
 
 DAEMONSET = "shorthorn-node"
+_MANY = 16
 
 
 def test_a_pod_outlives_its_kubelet(own: PodUser, installed: Installation) -> None:
@@ -116,6 +117,27 @@ def test_a_drained_node_gets_its_pod_back(own: PodUser, installed: Installation)
     installed.wait_ready()
 
 
+@pytest.mark.full
+def test_many_pods_come_and_go_while_drivers_do(own: PodUser, installed: Installation) -> None:
+    """Drivers are deleted again and again in mid-mount; all pods start, and all volumes go."""
+    names = [f"p{i}" for i in range(_MANY)]
+    for i, name in enumerate(names):
+        own.claim(name, volumeMode="Block" if i % 4 == 3 else "Filesystem")
+        own.create(name, name)
+    for node in installed.nodes * 2:
+        delete_driver(installed, node)
+    for name in names:
+        own.ready_pod(name)
+    for name in names:
+        own.api.delete("Pod", own.namespace, name)
+        own.api.delete("PersistentVolumeClaim", own.namespace, name)
+    for node in installed.nodes:
+        delete_driver(installed, node)
+    for name in names:
+        own.api.wait_gone("Pod", own.namespace, name)
+        own.api.wait_gone("PersistentVolumeClaim", own.namespace, name)
+
+
 def everything_works(own: PodUser, node: KubeNode, before: Object) -> None:
     """A pod went on writing in its mounts of before; snapshots, new mounts and unmounting work."""
     count = own.counted("a")
@@ -130,6 +152,14 @@ def everything_works(own: PodUser, node: KubeNode, before: Object) -> None:
     assert mounted_on(node, before) == ""
     own.start("again", "a")
     assert own.counted("again") > count
+
+
+def delete_driver(installed: Installation, node: KubeNode) -> None:
+    """Delete the driver's pod; return when its successor is ready."""
+    name = installed.driver_on(node.name)["metadata"]["name"]
+    installed.api.delete("Pod", NAMESPACE, name)
+    installed.api.wait_gone("Pod", NAMESPACE, name)
+    installed.driver_on(node.name)
 
 
 def kill_driver(installed: Installation, node: KubeNode) -> None:

@@ -79,6 +79,18 @@ def test_a_volume_grows_under_its_pod(own: PodUser, mode: str) -> None:
     own.api.delete("StorageClass", "", cls)
 
 
+def test_two_pods_of_a_node_share_a_claim(own: PodUser) -> None:
+    """A second pod has the same volume, read-only as it asked; the first one's end leaves it."""
+    own.claim("a")
+    node = own.start("writer", "a")["spec"]["nodeName"]
+    own.run("writer", f"echo here > {DIRECTORY}/file")
+    spec = own.pod_spec({"persistentVolumeClaim": {"claimName": "a", "readOnly": True}})
+    assert own.start_of("reader", spec)["spec"]["nodeName"] == node
+    own.end("writer")
+    assert own.run("reader", f"cat {DIRECTORY}/file") == "here\n"
+    assert own.run("reader", f"touch {DIRECTORY}/file 2>/dev/null || echo refused") == "refused\n"
+
+
 def test_a_generic_ephemeral_volume_goes_with_its_pod(own: PodUser) -> None:
     """A volume that is a pod's own is made with it, and deleted after it."""
     claim = {

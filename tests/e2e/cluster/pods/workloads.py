@@ -59,19 +59,28 @@ class PodUser(Tenant):
             "terminationGracePeriodSeconds": 5,
         }
 
-    def start(self, name: str, claim: str, script: str = _WAIT, *, node: str = "") -> Object:
-        """Make a pod with a claim, and return it once it is ready."""
+    def create(self, name: str, claim: str, script: str = _WAIT, *, node: str = "") -> None:
+        """Make a pod with a claim."""
         mode = self.api.get("PersistentVolumeClaim", self.namespace, claim)["spec"]["volumeMode"]
         volume = {"persistentVolumeClaim": {"claimName": claim}}
         spec = self.pod_spec(volume, script, is_block=mode == "Block")
         if node:
             spec["nodeSelector"] = {"kubernetes.io/hostname": node}
-        return self.start_of(name, spec)
+        self._create(name, spec)
+
+    def start(self, name: str, claim: str, script: str = _WAIT, *, node: str = "") -> Object:
+        """Make a pod with a claim, and return it once it is ready."""
+        self.create(name, claim, script, node=node)
+        return self.ready_pod(name)
 
     def start_of(self, name: str, spec: Object) -> Object:
+        """Make a pod of any kind, and return it once it is ready."""
+        self._create(name, spec)
+        return self.ready_pod(name)
+
+    def _create(self, name: str, spec: Object) -> None:
         meta = {"name": name, "namespace": self.namespace}
         self.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
-        return self.ready_pod(name)
 
     def ready_pod(self, name: str) -> Object:
         """Return a pod once it is ready."""
