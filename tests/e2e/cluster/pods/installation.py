@@ -39,6 +39,7 @@ NODES = 2
 POOL_SIZE = "3G"
 BUSYBOX = "localhost/busybox:e2e"
 _ROOTFS = ROOT / ".cache/container/rootfs"
+_CONTAINERFILE = ROOT / "deploy/container/Containerfile"
 _CACHE = ROOT / ".cache/e2e/images"
 #: Which program is in which container's image.
 _PROGRAMS = {
@@ -48,14 +49,6 @@ _PROGRAMS = {
     "node-driver-registrar": "registrar",
     "livenessprobe": "health",
 }
-#: The Containerfile's ENV and ENTRYPOINT.
-_ENTRYPOINT = ("/opt/shorthorn/bin/shorthorn",)
-_ENVIRONMENT = (
-    "PATH=/opt/shorthorn/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LC_ALL=C.UTF-8",
-    "PYTHONUNBUFFERED=1",
-    "PYTHONDONTWRITEBYTECODE=1",
-)
 #: The first start of a pod: its pool is made, and bytecode of a cold disk read.
 _START_S = 120.0
 
@@ -206,7 +199,7 @@ def _images(names: Mapping[str, str], busybox: Path, scratch: Path) -> list[Imag
         subprocess.run(argv, check=True)
     users = busybox_layer(scratch / "busybox.tar", busybox)
     made = [
-        Image(names["shorthorn"], (layer(system), layer(program)), _ENTRYPOINT, _ENVIRONMENT),
+        Image(names["shorthorn"], (layer(system), layer(program)), *_run_as()),
         Image(PAUSE, (users,), ("/bin/sleep", "2147483647")),
         Image(BUSYBOX, (users,), ("/bin/sh",)),
     ]
@@ -214,3 +207,11 @@ def _images(names: Mapping[str, str], busybox: Path, scratch: Path) -> list[Imag
         own = program_layer(scratch / f"{binary}.tar", binary)
         made.append(Image(names[container], (own,), ("/program",)))
     return made
+
+
+def _run_as() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return ENTRYPOINT and ENV of the Containerfile, which each has once."""
+    lines = _CONTAINERFILE.read_text().replace("\\\n", " ").splitlines()
+    (entrypoint,) = (line for line in lines if line.startswith("ENTRYPOINT "))
+    (environment,) = (line for line in lines if line.startswith("ENV "))
+    return tuple(json.loads(entrypoint.partition(" ")[2])), tuple(environment.split()[1:])

@@ -115,14 +115,12 @@ def machines(networks: Sequence[NetworkNode]) -> Iterator[tuple[Path, list[Machi
     _sweep()
     directory = Path(tempfile.mkdtemp(prefix=f"shorthorn-pods-{os.getpid()}-"))
     made = [Machine(f"node-{i}", directory / f"node-{i}", n) for i, n in enumerate(networks)]
-    try:
+    with contextlib.ExitStack() as ending:
+        ending.callback(_remove, directory)
         for machine in made:
+            ending.callback(machine.stop)
             machine.start()
         yield directory, made
-    finally:
-        for machine in made:
-            machine.stop()
-        _remove(directory)
 
 
 def _sweep() -> None:
@@ -147,10 +145,15 @@ def _remove(directory: Path) -> None:
 
 def _free_pool(machine: Path) -> None:
     """Detach the loop devices of a machine's pool, and of the volumes in it."""
-    pool = machine / "var/lib/shorthorn/pool.xfs"
-    if pool.exists():
-        status = pool.stat()
-        poll(lambda: not _detach_loops_on(status), what=f"{pool} is in use")
+    data = machine / "var/lib/shorthorn"
+    # No pool file where the machine's own file system can share blocks: then volumes are on it.
+    for file in (*data.glob("pool.xfs"), *data.glob("pool/volumes/*/volume.raw")):
+        _free(file)
+
+
+def _free(file: Path) -> None:
+    status = file.stat()
+    poll(lambda: not _detach_loops_on(status), what=f"{file} is in use")
 
 
 def _controllers() -> list[Path]:
