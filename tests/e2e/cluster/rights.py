@@ -62,7 +62,8 @@ def refused(audit_log: Path, namespace: str) -> set[Right]:
     An API server that has just started refuses everything until it has read the roles; what it
     allows for the same object at another time is no missing right.
     """
-    allowed, denied = set(), set()
+    allowed: set[tuple[Right, str]] = set()
+    denied: set[tuple[Right, str]] = set()
     for right, name, is_allowed in _requests(audit_log, namespace):
         (allowed if is_allowed else denied).add((right, name))
     return {right for right, _ in denied - allowed}

@@ -45,7 +45,7 @@ def whole(release: Release) -> Iterator[None]:
 
 
 def nothing_left(release: Release, own: User) -> None:
-    own.remove()
+    own.clear()
     poll(lambda: release.left() == [], what=f"an empty pool, and not {release.left()}")
 
 

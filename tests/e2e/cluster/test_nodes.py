@@ -105,5 +105,5 @@ def test_a_namespace_is_deleted_with_all_in_it(release: Release, own: User) -> N
         own.ready("t")
     own.claim("b", "64Mi", snapshot="s")
     own.use("b", "node-2")
-    own.remove_at_once()
+    own.remove()
     poll(lambda: not release.left(), what=f"an empty pool, and not {release.left()}")
