@@ -111,7 +111,7 @@ class Owner:
 def owner(release: Release, own: User, request: pytest.FixtureRequest) -> Iterator[Owner]:
     made = Owner(own, request.param)
     yield made
-    own.remove()
+    own.clear()
     if made.cls:
         own.api.delete("VolumeSnapshotClass", "", made.cls)
     poll(lambda: not release.left(), what=f"empty pools, and not {release.left()}")

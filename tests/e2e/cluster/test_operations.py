@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.cluster import rights
 from tests.e2e.cluster.failures import mended
 from tests.e2e.cluster.release import NAMESPACE, Layout, Machine, Node, Release, installed
 from tests.e2e.cluster.test_failover import capacity_of
@@ -54,7 +55,10 @@ AN_HOUR_AGO = (datetime.now(UTC) - timedelta(minutes=61)).strftime("%Y-%m-%dT%H:
 def release() -> Iterator[Release]:
     directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
     try:
-        with installed(directory, LAYOUT) as made:
+        with (
+            installed(directory, LAYOUT) as made,
+            rights.recorded(made.plane.commands.audit_log, NAMESPACE),
+        ):
             yield made
     finally:
         shutil.rmtree(directory)

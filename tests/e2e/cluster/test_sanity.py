@@ -55,7 +55,10 @@ def two_kinds() -> Iterator[Release]:
     storage.require(storage.BTRFS)
     directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
     try:
-        with installed(directory, LAYOUT) as made:
+        with (
+            installed(directory, LAYOUT) as made,
+            rights.recorded(made.plane.commands.audit_log, NAMESPACE),
+        ):
             yield made
     finally:
         shutil.rmtree(directory)
@@ -122,4 +125,5 @@ def run_against(
     assert left_behind(release.plane.api, node.data_dir) == []
     for pod in (node, *release.controllers):
         assert "Traceback" not in pod.driver.said()
-    assert rights.refused(release.plane.commands.audit_log, NAMESPACE) == set()
+    requests = rights.requests_in(release.plane.commands.audit_log, NAMESPACE)
+    assert rights.refused(requests) == set()

@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
+from tests.e2e.cluster import rights
 from tests.e2e.cluster.pods.installation import Installation, installation
 from tests.e2e.cluster.pods.workloads import PodUser
+from tests.e2e.cluster.release import NAMESPACE
 from tests.integration.daemon_process import poll
 
 _GONE_S = 90.0
@@ -16,7 +18,7 @@ _GONE_S = 90.0
 @pytest.fixture(scope="package")
 def installed() -> Iterator[Installation]:
     """The chart on two nodes with kubelets, everything ready."""
-    with installation() as made:
+    with installation() as made, rights.recorded(made.plane.commands.audit_log, NAMESPACE):
         yield made
 
 
