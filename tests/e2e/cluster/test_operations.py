@@ -6,12 +6,14 @@ that a test takes away is back at its end.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ LAYOUT = Layout(
         "node": {"poolSize": "2G"},
     },
     tuple(Machine(kind, {"kind": kind}) for kind in ("fast", "ssd", "small")),
+    # As client-go behaves where the API server does not stream lists.
+    environment={"KUBE_FEATURE_WatchListClient": "false"},
 )
 IMAGE_MIB = 8
 #: A node is silent after a minute, which is noticed within ten seconds.
@@ -66,18 +70,24 @@ def release() -> Iterator[Release]:
 
 @contextmanager
 def downloaded(own: User, **spec: Any) -> Iterator[str]:
-    """An image of the web, of eight MiB; it and its copies are gone at the end."""
-    release, name = own.release, f"{own.namespace}-image"
+    """An image of the web; it and its copies are gone at the end."""
+    name = download(own, "image", **spec)
+    yield name
+    own.api.delete("BackingImage", NAMESPACE, name)
+    own.api.wait("BackingImage", NAMESPACE, name, lambda found: found is None)
+    assert own.release.left() == []
+
+
+def download(own: User, name: str, **spec: Any) -> str:
+    """Have eight MiB of the web downloaded as an image; return its name."""
+    name = f"{own.namespace}-{name}"
     image = {"apiVersion": "longhorn.io/v1beta2", "kind": "BackingImage"}
-    with serve(os.urandom(IMAGE_MIB * MIB), address=release.plane.address) as served:
+    with serve(os.urandom(IMAGE_MIB * MIB), address=own.release.plane.address) as served:
         given = {"sourceType": "download", "sourceParameters": {"url": served.url}, **spec}
         meta = {"name": name, "namespace": NAMESPACE}
         own.api.create({**image, "metadata": meta, "spec": given})
         checksum_of(own, name)
-    yield name
-    own.api.delete("BackingImage", NAMESPACE, name)
-    own.api.wait("BackingImage", NAMESPACE, name, lambda found: found is None)
-    assert release.left() == []
+    return name
 
 
 def change(own: User, image: str, **spec: Any) -> None:
@@ -219,48 +229,73 @@ def said_of(own: User, claim: str, text: str) -> list[str]:
 
 @pytest.mark.full
 def test_a_node_goes_for_good_and_comes_back(release: Release, own: User) -> None:
-    """Silent: its volumes wait, copies are made elsewhere. Forgotten: claims go. Back: kept."""
-    with (
-        mended(release),
-        downloaded(own, nodeSelector=["fast"]) as image,
-    ):
+    """Silent: what is deleted there waits. Forgotten: it goes. Back: its data is named and kept."""
+    lost = release.node("small")
+    with mended(release), downloaded(own, nodeSelector=["fast"]) as image:
         (home,) = ready_nodes(own, image)
         other = next(name for name in ("fast", "ssd") if name != home)
-        change(own, image, diskFileSpecMap={disk(release, "small"): {"dataEngine": "v1"}})
+        change(own, image, diskFileSpecMap=wish(release, "small"))
         copies_on(own, image, home, "small")
-        lost = release.node("small")
-        own.claim("kept", "64Mi")
-        with own.mounted("kept", "small") as directory:
-            fill(directory, 9)
-        handle = own.bound("kept")["spec"]["csi"]["volumeHandle"]
-        lost.kill()
-        own.api.delete("PersistentVolumeClaim", own.namespace, "kept")
+        doomed = delete_all_of(own, lost)
         change(own, image, minNumberOfCopies=2)
-        poll(
-            lambda: "small has not reported" in message_of(own, handle),
-            timeout_s=SILENCE_S,
-            what="a deletion that says what it waits for",
-        )
+        for kind, name in doomed.items():
+            poll(
+                partial(says_silent, own, kind, name),
+                timeout_s=SILENCE_S,
+                what=f"a {kind} that says what its deletion waits for",
+            )
         poll(lambda: {home, other} <= ready_nodes(own, image), what="a copy elsewhere")
-        assert own.api.find("Volume", NAMESPACE, handle) is not None
         forget(release, lost)
-        own.api.wait("Volume", NAMESPACE, handle, lambda found: found is None)
+        for kind, name in doomed.items():
+            own.api.wait(kind, NAMESPACE, name, lambda found: found is None)
         poll(lambda: not own.api.list("PersistentVolume"), what="no PersistentVolume")
-        assert (lost.pool / "volumes" / handle / "volume.raw").exists()
+        data = lost.pool / "volumes" / doomed["Volume"] / "volume.raw"
+        assert data.exists()
         remember(release, lost)
         poll(lambda: len(release.pools()) == 3, what="the pool again")
-        poll(lambda: handle in lost.driver.said(), what="data without an object in the log")
-        assert (lost.pool / "volumes" / handle / "volume.raw").exists()
+        for name in (doomed["Volume"], doomed["Snapshot"]):
+            poll(partial(is_logged, lost, name), what=f"{name} in the log")
+        assert data.exists()
         clear(lost)
 
 
-def disk(release: Release, node: str) -> str:
-    return str(pool_of(release, node)["metadata"]["name"])
+def wish(release: Release, node: str) -> Object:
+    """Return what asks for a copy on a node, as in spec.diskFileSpecMap."""
+    return {str(pool_of(release, node)["metadata"]["name"]): {"dataEngine": "v1"}}
 
 
-def message_of(own: User, volume: str) -> str:
-    found = own.api.find("Volume", NAMESPACE, volume) or {}
-    return str((found.get("status") or {}).get("message", ""))
+def delete_all_of(own: User, node: Node) -> dict[str, str]:
+    """Have a volume, a snapshot and an image on a node, kill its pod, and delete them.
+
+    Return our objects of them, which stay until the node is back or forgotten, by their kinds.
+    """
+    own.claim("kept", "64Mi")
+    with own.mounted("kept", node.name) as directory:
+        fill(directory, 9)
+    handle = own.bound("kept")["spec"]["csi"]["volumeHandle"]
+    own.snapshot("s", "kept", own.snapshot_class("snap", type="snap"))
+    own.ready("s")
+    (snapshot,) = own.api.list("Snapshot", NAMESPACE)
+    image = download(own, "doomed", diskFileSpecMap=wish(own.release, node.name))
+    (copy,) = (c for c in own.api.list("ImageCopy", NAMESPACE) if c["spec"]["image"] == image)
+    node.kill()
+    own.api.delete("BackingImage", NAMESPACE, image)
+    for kind, name in (("VolumeSnapshot", "s"), ("PersistentVolumeClaim", "kept")):
+        own.api.delete(kind, own.namespace, name)
+    return {
+        "Volume": handle,
+        "Snapshot": snapshot["metadata"]["name"],
+        "ImageCopy": copy["metadata"]["name"],
+    }
+
+
+def says_silent(own: User, kind: str, name: str) -> bool:
+    found = own.api.find(kind, NAMESPACE, name) or {}
+    return "node small has not reported" in (found.get("status") or {}).get("message", "")
+
+
+def is_logged(node: Node, text: str) -> bool:
+    return text in node.driver.said()
 
 
 def forget(release: Release, node: Node) -> None:
@@ -301,3 +336,21 @@ def test_volumes_of_a_silent_node_wait_for_it(release: Release, own: User) -> No
     poll(lambda: capacity_of(own, name) == "96Mi", what="a volume that has grown")
     with own.mounted("a") as directory:
         assert digest(directory) == wanted
+
+
+# ---- Peers --------------------------------------------------------------------------------------
+
+
+def test_a_damaged_certificate_is_made_anew(release: Release, own: User) -> None:
+    """Whoever leads next mends it, and copies go from node to node again."""
+    spoilt = base64.b64encode(b"no certificate").decode()
+    own.api.merge("Secret", NAMESPACE, "shorthorn-peer-tls", {"data": {"tls.crt": spoilt}})
+    with mended(release):
+        release.leader().kill()
+        poll(lambda: certificate(own) != spoilt, what="another certificate")
+    with downloaded(own, nodeSelector=["fast"], minNumberOfCopies=2) as image:
+        copies_on(own, image, "fast", "ssd")
+
+
+def certificate(own: User) -> str:
+    return str(own.api.get("Secret", NAMESPACE, "shorthorn-peer-tls")["data"]["tls.crt"])
