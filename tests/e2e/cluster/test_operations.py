@@ -313,7 +313,7 @@ def remember(release: Release, node: Node) -> None:
 
 def clear(node: Node) -> None:
     """Remove what has no object, as its operator would."""
-    for kind in ("volumes", "images"):
+    for kind in ("volumes", "snapshots", "images"):
         for path in node.pool.glob(f"{kind}/*"):
             shutil.rmtree(path)
 
