@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.cluster import rights
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
-from tests.e2e.cluster.release import NAMESPACE, Release, installed
+from tests.e2e.cluster.release import Release, of_its_own
 from tests.e2e.cluster.users import User, user
 
 pytest.register_assert_rewrite("tests.contract.api_suite")
@@ -50,15 +49,8 @@ def _one() -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def release() -> Iterator[Release]:
     """The chart, installed: three nodes and two controllers."""
-    directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
-    try:
-        with (
-            installed(directory) as made,
-            rights.recorded(made.plane.commands.audit_log, NAMESPACE),
-        ):
-            yield made
-    finally:
-        shutil.rmtree(directory)
+    with of_its_own() as made:
+        yield made
 
 
 @pytest.fixture

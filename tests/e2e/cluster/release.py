@@ -12,13 +12,16 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.chart import ValueSet, find_helm, render
+from tests.e2e.cluster import rights
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
 from tests.e2e.cluster.network import Network, NetworkNode, network
 from tests.e2e.cluster.node_calls import NodeCalls
@@ -375,3 +378,18 @@ def installed(
             yield made
         finally:
             made.clean_up()
+
+
+@contextlib.contextmanager
+def of_its_own(layout: Layout = THREE_NODES) -> Iterator[Release]:
+    """A release in a directory that is gone at the end; what its accounts asked for is recorded."""
+    # Not below pytest's own directory: socket paths have 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
+    try:
+        with (
+            installed(directory, layout) as made,
+            rights.recorded(made.plane.commands.audit_log, NAMESPACE),
+        ):
+            yield made
+    finally:
+        shutil.rmtree(directory)

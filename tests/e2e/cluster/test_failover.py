@@ -119,7 +119,6 @@ def test_the_leader_dies_in_mid_snapshot(release: Release, own: User) -> None:
     nothing_left(release, own)
 
 
-@pytest.mark.full
 def test_the_leader_dies_in_mid_restore(release: Release, own: User) -> None:
     own.claim("source", "320Mi")
     with own.mounted("source", "node-0") as directory:
@@ -154,7 +153,6 @@ def volumes_of(own: User, claim: str) -> list[Object]:
     return [v for v in volumes if uid in v["metadata"]["name"]]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("sidecar", ["csi-provisioner", "csi-snapshotter"])
 def test_a_sidecar_dies_in_mid_work(release: Release, own: User, sidecar: str) -> None:
     own.claim("source", "320Mi")
@@ -182,7 +180,6 @@ def test_a_sidecar_dies_in_mid_work(release: Release, own: User, sidecar: str) -
     nothing_left(release, own)
 
 
-@pytest.mark.full
 def test_the_snapshot_controller_dies_in_mid_snapshot(release: Release, own: User) -> None:
     own.claim("source", "320Mi")
     with own.mounted("source", "node-0") as directory:
@@ -307,7 +304,6 @@ def end_restore(release: Release, own: User, receiver: Node, wanted: str) -> Non
     own.end_use("copy")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_sender_dies_in_mid_transfer(release: Release, own: User, copies: int) -> None:
     """With another copy the receiver goes on there; without one, when the sender is back."""
@@ -363,7 +359,6 @@ def stalled(receiver: Node) -> None:
     poll(is_still, what="a transfer that stands still")
 
 
-@pytest.mark.full
 def test_the_receiver_dies_in_mid_transfer(release: Release, own: User) -> None:
     image, wanted = big_image(own)
     (receiver,) = [n for n in release.nodes if n.name not in ready_nodes(own, image)][:1]
@@ -413,7 +408,6 @@ def test_the_api_server_is_away_for_a_minute(release: Release, own: User) -> Non
     nothing_left(release, own)
 
 
-@pytest.mark.full
 def test_a_node_cannot_reach_the_api_server(release: Release, own: User) -> None:
     """It serves what it has, its peers too; what it is asked for meanwhile is done afterwards."""
     own.claim("source", "320Mi")

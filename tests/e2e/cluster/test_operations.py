@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.cluster import rights
 from tests.e2e.cluster.failures import mended
-from tests.e2e.cluster.release import NAMESPACE, Layout, Machine, Node, Release, installed
+from tests.e2e.cluster.release import NAMESPACE, Layout, Machine, Node, Release, of_its_own
 from tests.e2e.cluster.test_failover import capacity_of
 from tests.e2e.cluster.test_nodes import MIB, checksum_of, digest, fill, ready_nodes
 from tests.e2e.cluster.users import User
@@ -57,15 +55,8 @@ AN_HOUR_AGO = (datetime.now(UTC) - timedelta(minutes=61)).strftime("%Y-%m-%dT%H:
 
 @pytest.fixture(scope="module")
 def release() -> Iterator[Release]:
-    directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
-    try:
-        with (
-            installed(directory, LAYOUT) as made,
-            rights.recorded(made.plane.commands.audit_log, NAMESPACE),
-        ):
-            yield made
-    finally:
-        shutil.rmtree(directory)
+    with of_its_own(LAYOUT) as made:
+        yield made
 
 
 @contextmanager
@@ -227,7 +218,6 @@ def said_of(own: User, claim: str, text: str) -> list[str]:
 # ---- Nodes that go ------------------------------------------------------------------------------
 
 
-@pytest.mark.full
 def test_a_node_goes_for_good_and_comes_back(release: Release, own: User) -> None:
     """Silent: what is deleted there waits. Forgotten: it goes. Back: its data is named and kept."""
     lost = release.node("small")

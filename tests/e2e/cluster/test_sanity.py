@@ -6,14 +6,13 @@ it speaks to. So that node is the only one with a pool, while each of the two ki
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.e2e.cluster import rights
-from tests.e2e.cluster.release import NAMESPACE, Layout, Machine, Node, Pod, Release, installed
+from tests.e2e.cluster.release import NAMESPACE, Layout, Machine, Node, Pod, Release, of_its_own
 from tests.e2e.conformance import reasons, sanity
 from tests.e2e.conformance.leftovers import left_behind
 from tests.integration import storage
@@ -53,15 +52,8 @@ SHORT = {
 def two_kinds() -> Iterator[Release]:
     """A release with a node for each kind of pool."""
     storage.require(storage.BTRFS)
-    directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
-    try:
-        with (
-            installed(directory, LAYOUT) as made,
-            rights.recorded(made.plane.commands.audit_log, NAMESPACE),
-        ):
-            yield made
-    finally:
-        shutil.rmtree(directory)
+    with of_its_own(LAYOUT) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
