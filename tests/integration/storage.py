@@ -67,14 +67,18 @@ def attached(file: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def mounted(storage: Storage, scratch: Path, *, size_bytes: int | None = None) -> Iterator[Path]:
+def mounted(
+    storage: Storage, scratch: Path, *, size_bytes: int | None = None, name: str = ""
+) -> Iterator[Path]:
     """Mount a new file system of `storage`'s kind in `scratch`; take everything away at the end.
+
+    Args: name: of the directory in `scratch`; empty: that of the kind.
 
     What tests have left mounted below it is unmounted as well, and loop devices of its files are
     detached: one failing test shall not fail the next.
     """
     file = scratch / f"{storage.name}.img"
-    target = scratch / storage.name
+    target = scratch / (name or storage.name)
     target.mkdir()
     with file.open("wb") as image:
         image.truncate(size_bytes or storage.size_bytes)

@@ -11,6 +11,7 @@ An image is looked at when it, one of its copies, a volume made from it or a poo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.domain import copies as plans
-from shorthorn.domain import image_status, names
+from shorthorn.domain import errors, image_status, names
 from shorthorn.domain.copies import CopyStep, CreateCopy, DropWish, Refuse, RemoveCopy, Wait
 from shorthorn.domain.copy_scene import is_alive, promised_length
 from shorthorn.domain.image_bytes import LENGTH_PARAMETER
@@ -212,12 +213,10 @@ class BackingImageReconciler:
             for known in self._copies.cached():
                 if IMAGE_LABEL in known.meta.labels:
                     continue
-                copy = await self._copies.find(known.meta.name)
-                if copy is None or IMAGE_LABEL in copy.meta.labels:
-                    continue
-                labels = {**copy.meta.labels, **copy_labels(copy.spec.image, copy.spec.node_id)}
-                meta = dataclasses.replace(copy.meta, labels=labels)
-                await self._copies.update(dataclasses.replace(copy, meta=meta))
+                labels = {**known.meta.labels, **copy_labels(known.spec.image, known.spec.node_id)}
+                meta = dataclasses.replace(known.meta, labels=labels)
+                with contextlib.suppress(errors.NotFound):
+                    await self._copies.update(dataclasses.replace(known, meta=meta))
             self._has_adopted = True
 
 

@@ -84,8 +84,7 @@ def choose_pool(
         raise NoAccessiblePool(what, "none is ready")
     accepted = [pool for pool in fitting if requirement.accepts(pool.spec.node_id)]
     if not accepted:
-        nodes = ", ".join(sorted({pool.spec.node_id for pool in fitting}))
-        raise NoAccessiblePool(what, f"it can be on {nodes}, and has to be accessible elsewhere")
+        raise NoAccessiblePool(what, _why_elsewhere(usable, fitting, requirement, source))
     return min(
         accepted,
         key=lambda pool: (
@@ -95,6 +94,26 @@ def choose_pool(
             pool.meta.name,
         ),
     )
+
+
+def _why_elsewhere(
+    usable: Sequence[Pool],
+    fitting: Sequence[Pool],
+    requirement: TopologyRequirement,
+    source: SourcePlaces | None,
+) -> str:
+    """Return where the volume can be, and why not where it has to be accessible."""
+    nodes = ", ".join(sorted({pool.spec.node_id for pool in fitting}))
+    needed = 0 if source is None else source.needed_bytes
+    full = [
+        f"node {pool.spec.node_id} has {pool.status.available_bytes >> 20} MiB free"
+        for pool in usable
+        if requirement.accepts(pool.spec.node_id) and pool.status.available_bytes < needed
+    ]
+    if not full:
+        return f"it can be on {nodes}, and has to be accessible elsewhere"
+    there = ", ".join(sorted(full))
+    return f"it can be on {nodes}; {there}, and its source takes {-(-needed >> 20)} MiB"
 
 
 def _with_source(usable: Sequence[Pool], source: SourcePlaces, what: str) -> Sequence[Pool]:

@@ -19,6 +19,7 @@ from shorthorn.domain.errors import (
     NotFound,
     OperationPending,
     SizeOutOfRange,
+    Unavailable,
 )
 from shorthorn.domain.handles import BackingImageHandle
 from shorthorn.domain.labels import node_labels
@@ -36,7 +37,12 @@ from shorthorn.services.image_requests import (
 )
 from shorthorn.services.origins import Origin, Origins, parse_source
 from shorthorn.services.pages import page
-from shorthorn.services.placement import TopologyRequirement, available_bytes, choose_pool
+from shorthorn.services.placement import (
+    TOPOLOGY_KEY,
+    TopologyRequirement,
+    available_bytes,
+    choose_pool,
+)
 from shorthorn.services.sizes import CapacityRange, decide_capacity, round_up
 
 if TYPE_CHECKING:
@@ -182,8 +188,16 @@ class VolumeService:
         return page(ready, lambda v: v.meta.name, max_entries=max_entries, token=token)
 
     async def free_bytes(self, segments: Mapping[str, str]) -> int:
-        """Return what pools within the topology segments have free."""
-        return available_bytes(await self._pools.list(), segments)
+        """Return what pools within the topology segments have free.
+
+        Raises: Unavailable: the node that they name has told of no pool yet. external-provisioner
+            asks again at once; of a pool without room, only after a minute.
+        """
+        pools = await self._pools.list()
+        node = segments.get(TOPOLOGY_KEY)
+        if node and not any(pool.spec.node_id == node for pool in pools):
+            raise Unavailable(f"node {node}", "it has told of no pool yet")
+        return available_bytes(pools, segments)
 
     # --- creation
 

@@ -6,6 +6,7 @@ anything. Called by `control_plane`.
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from tests.e2e.cluster.authority import Authority, Certificate, user_of
 from tests.e2e.cluster.processes import binary
 
 SERVICE_RANGE = "10.96.0.0/16"
-_SERVICE_ADDRESS = "10.96.0.1"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 _NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 #: What looks after nodes that a kubelet keeps alive: without kubelets it would take ours away.
@@ -35,13 +35,23 @@ class Ports:
 class CommandLines:
     """The command lines of one control plane with files below `directory`."""
 
-    def __init__(self, directory: Path, *, address: str, ports: Ports, token: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        address: str,
+        ports: Ports,
+        token: str,
+        service_range: str = SERVICE_RANGE,
+    ) -> None:
         self.directory = directory
+        self._service_range = service_range
         self.address = address
         self.ports = ports
         self.url = f"https://{address}:{ports.api}"
         self.authority = Authority(directory / "pki")
-        hosts = dict.fromkeys((address, "127.0.0.1", _SERVICE_ADDRESS, *_NAMES))
+        service = str(ipaddress.ip_network(service_range)[1])
+        hosts = dict.fromkeys((address, "127.0.0.1", service, *_NAMES))
         self._serving = self.authority.server("kube-apiserver", tuple(hosts))
         self._kubelet_client = self.authority.client("kube-apiserver-kubelet", ("system:masters",))
         self.tokens = self.authority.signing_key("service-accounts")
@@ -83,7 +93,7 @@ class CommandLines:
             f"--kubelet-client-certificate={self._kubelet_client.certificate}",
             f"--kubelet-client-key={self._kubelet_client.key}",
             "--kubelet-preferred-address-types=InternalIP",
-            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--service-cluster-ip-range={self._service_range}",
             f"--service-account-issuer={ISSUER}",
             f"--service-account-key-file={self.tokens.certificate}",
             f"--service-account-signing-key-file={self.tokens.key}",

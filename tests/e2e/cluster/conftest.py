@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
-from tests.e2e.cluster.release import Release, installed
+from tests.e2e.cluster.release import Release, of_its_own
 from tests.e2e.cluster.users import User, user
 
 pytest.register_assert_rewrite("tests.contract.api_suite")
@@ -22,7 +22,6 @@ pytest.register_assert_rewrite("tests.contract.api_suite")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.e2e)
-    items.sort(key=lambda item: item.get_closest_marker("runs_last") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +49,8 @@ def _one() -> Iterator[ControlPlane]:
 @pytest.fixture(scope="session")
 def release() -> Iterator[Release]:
     """The chart, installed: three nodes and two controllers."""
-    directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
-    try:
-        with installed(directory) as made:
-            yield made
-    finally:
-        shutil.rmtree(directory)
+    with of_its_own() as made:
+        yield made
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ by tests.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import secrets
 import ssl
@@ -18,13 +19,14 @@ from typing import Any
 
 import httpx2
 import yaml
-from tests.e2e.cluster.command_lines import CommandLines, Ports
+from tests.e2e.cluster.command_lines import SERVICE_RANGE, CommandLines, Ports
 from tests.e2e.cluster.processes import ROOT, Process, binary, free_port, on_host
 from tests.integration.daemon_process import poll
 from tests.integration.service_api import Api
 
 CRDS = ROOT / "src" / "shorthorn" / "kube" / "crds"
 _KUBECTL_S = 60.0
+_PORT_OF_SERVICE = 443  # of Service `kubernetes`, always
 #: What each sidecar logs once its driver has answered.
 _SIDECAR_READY = "ServeMux listening"
 
@@ -42,11 +44,17 @@ class ControlPlane:
         ports = Ports(
             etcd=free_port(),
             etcd_peer=free_port(),
-            api=free_port(address),
+            api=_PORT_OF_SERVICE if with_kubelets else free_port(address),
             controllers=free_port(),
             scheduler=free_port(),
         )
-        self.commands = CommandLines(directory, address=address, ports=ports, token=token)
+        # Pods look for the API server at the first address of the range, which without kube-proxy
+        # leads nowhere: so let that be the API server's own.
+        network = ipaddress.ip_network(f"{address}/29", strict=False)
+        services = str(network) if with_kubelets else SERVICE_RANGE
+        self.commands = CommandLines(
+            directory, address=address, ports=ports, token=token, service_range=services
+        )
         self.authority = self.commands.authority
         self.url = self.commands.url
         self.kubeconfig = self.authority.kubeconfig(
@@ -96,6 +104,10 @@ class ControlPlane:
     def kill(self, name: str) -> None:
         """End a process as `kill -9` does."""
         self.processes[name].kill()
+
+    def forget(self, name: str) -> None:
+        """End a process for good; another may be added under its name."""
+        self.processes.pop(name).kill()
 
     def restart(self, name: str) -> None:
         """Start a process again, after ending it if it runs; return when it is ready."""
@@ -263,7 +275,8 @@ def control_plane(
 
     Args:
         address: where the API server listens: loopback, or `Network.address` for nodes to reach it.
-        with_kubelets: whether kubelets will run; else nodes never become unready by silence.
+        with_kubelets: whether kubelets will run; else nodes never become unready by silence. Their
+            pods find the API server if `address` is the first of its /29, as a network's is.
     """
     made = ControlPlane(directory, address=address, with_kubelets=with_kubelets)
     try:

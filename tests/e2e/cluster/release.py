@@ -10,28 +10,30 @@ pod has mounted, the way to the API server and its namespace, and short leases. 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.chart import ValueSet, find_helm, render
+from tests.e2e.cluster import rights
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
 from tests.e2e.cluster.network import Network, NetworkNode, network
 from tests.e2e.cluster.node_calls import NodeCalls
 from tests.e2e.cluster.processes import ROOT, Process, binary, on_host
+from tests.integration import storage
 from tests.integration.daemon_process import poll, release
 
 NAMESPACE = "longhorn-system"
 SNAPSHOT_CRDS = ROOT / "deploy" / "manifests" / "snapshot-crds.yaml"
 DRIVER = "driver.longhorn.io"
 TOPOLOGY = "topology.shorthorn.io/node"
-#: A claim of 5 GiB, as the page has it, is scheduled only where so much is free.
-POOL_SIZE = "6G"
-NODES = 3
-CONTROLLERS = 2
+NODE_LABELS = {"kubernetes.io/os": "linux"}
 _REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
 #: They speak to a kubelet.
 _NOT_RUN = ("node-driver-registrar", "livenessprobe")
@@ -42,6 +44,50 @@ _FOR_SIDECARS = (
     "--leader-election-lease-duration=6s",
     "--leader-election-renew-deadline=4s",
     "--leader-election-retry-period=1s",
+)
+
+
+Documents = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A node before anything of ours is on it.
+
+    Args: disk: what is mounted at its data directory; None: the machine's own file system is there.
+    """
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    disk: storage.Storage | None = None
+    disk_bytes: int = 0
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        return {**NODE_LABELS, TOPOLOGY: self.name, **self.labels}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the chart is told, and the nodes that it finds.
+
+    Args: environment: of the sidecars, beyond what their manifests say.
+    """
+
+    values: Mapping[str, Any]
+    machines: tuple[Machine, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def rendered(self, scratch: Path) -> list[dict[str, Any]]:
+        """Return every document of the chart, in the order of installation."""
+        helm = find_helm()
+        assert helm is not None, "run scripts/e2e-tools helm"
+        return render(helm, ValueSet("e2e", self.values), scratch=scratch)
+
+
+#: For most tests. A claim of 5 GiB, as the page has it, is scheduled only where so much is free.
+THREE_NODES = Layout(
+    {"node": {"poolSize": "6G"}}, tuple(Machine(f"node-{index}") for index in range(3))
 )
 
 
@@ -91,71 +137,120 @@ class Node(Pod):
 class Release:
     """The chart's objects in a cluster, and its pods. Made by `installed`."""
 
-    def __init__(self, plane: ControlPlane, net: Network, documents: Sequence[Any]) -> None:
+    def __init__(
+        self, plane: ControlPlane, net: Network, layout: Layout, documents: Documents
+    ) -> None:
         self.plane = plane
         self.documents = documents
         self.controllers: list[Pod] = []
         self.nodes: list[Node] = []
+        self._machines = layout.machines
+        self._for_sidecars = layout.environment
         self._network = net
 
-    def install(self) -> None:
-        """Apply what was rendered, then run the pods that Kubernetes made of it."""
-        plane = self.plane
-        plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        kinds = [d for d in self.documents if d["kind"] == "CustomResourceDefinition"]
-        plane.apply(kinds)
-        # As clusters have them: those of the embedded server also take what no cluster takes.
-        plane.apply(SNAPSHOT_CRDS)
-        plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
-        for index in range(NODES):
-            self._add_node(f"node-{index}", self._network.nodes[index])
-        plane.apply([d for d in self.documents if d["kind"] != "CustomResourceDefinition"])
-        for index, node in enumerate(self._network.nodes[:NODES]):
-            pod = Node(f"node-{index}", *self._places(f"node-{index}", node, "kubelet", "plugins"))
-            self._add_containers(pod, "DaemonSet", pod.name, pod.name)
-            self.nodes.append(pod)
-        for name, node in zip(
-            self._pods_of("controller", CONTROLLERS), self._network.nodes[NODES:], strict=True
-        ):
-            made = Pod(name, *self._places(f"c{len(self.controllers)}", node, "socket"))
-            self._add_containers(made, "Deployment", name, "")
+    def install(self, write: Callable[[Release], None]) -> None:
+        """Make the namespace and the nodes, have the chart's objects written, and run its pods."""
+        meta = {"name": NAMESPACE}
+        self.plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+        for machine, network_node in zip(self._machines, self._network.nodes, strict=False):
+            self._add_node(machine, network_node)
+        write(self)
+        self.run_pods()
+
+    def run_pods(self) -> None:
+        """Run the pods that Kubernetes made of the chart's objects, as they are now."""
+        networks = iter(self._network.nodes)
+        for machine in self._machines:
+            places = self._places(machine.name, next(networks), "kubelet", "plugins")
+            self._add_containers(node := Node(machine.name, *places), self._chosen_for(machine))
+            self.nodes.append(node)
+        for index, name in enumerate(self._pods_of_controllers()):
+            made = Pod(name, *self._places(f"c{index}", next(networks), "socket"))
+            self._add_containers(made, controllers_of(self.documents))
             self.controllers.append(made)
-        for one in (*self.nodes, *self.controllers):
-            one.start()
-        poll(lambda: len(self.pools()) == NODES, what="pools of all nodes")
+        for node in self.nodes:
+            node.start()
+        # The provisioner asks for a node's capacity when it starts, and not again for a minute.
+        poll(lambda: len(self.pools()) == len(self.nodes), what="pools of all nodes")
+        for controller in self.controllers:
+            controller.start()
+
+    def end_pods(self) -> None:
+        """End every pod; what it has on its node stays. `run_pods` may follow."""
+        for pod in (*self.controllers, *self.nodes):
+            for process in pod.processes.values():
+                self.plane.forget(process.name)
+        self.controllers.clear()
+        self.nodes.clear()
+        # What the kubelets would say of them now.
+        every = ("delete", "pods", "--all", f"--namespace={NAMESPACE}")
+        self.plane.kubectl(*every, "--force", "--grace-period=0")
+
+    def clean_up(self) -> None:
+        """Take away everything of ours on the nodes."""
+        for pod in (*self.controllers, *self.nodes):
+            pod.kill()
+        for machine in self._machines:
+            directory = self.plane.directory / machine.name
+            NodeCalls(directory, directory / "kubelet").unmount_everything()
+            release(directory / "data")
 
     def _places(self, name: str, node: NetworkNode, *where: str) -> tuple[Path, NetworkNode, Path]:
         directory = self.plane.directory / name
         plugin = Path(*where) / (DRIVER if len(where) > 1 else "") / "csi.sock"
         return directory, node, directory / plugin
 
-    def _add_node(self, name: str, node: NetworkNode) -> None:
-        driver = {"name": DRIVER, "nodeID": name, "topologyKeys": [TOPOLOGY]}
-        self.plane.add_node(name, address=node.address, labels={TOPOLOGY: name}, drivers=[driver])
+    def _add_node(self, machine: Machine, node: NetworkNode) -> None:
+        driver = {"name": DRIVER, "nodeID": machine.name, "topologyKeys": [TOPOLOGY]}
+        self.plane.add_node(
+            machine.name, address=node.address, labels=machine.all_labels, drivers=[driver]
+        )
 
-    def _pods_of(self, component: str, count: int) -> list[str]:
-        """Return the names of the pods that the Deployment's controller made."""
+    def join(self, node: Node) -> None:
+        """Have a machine that was taken out of the cluster in it again."""
+        machine = next(m for m in self._machines if m.name == node.name)
+        self._add_node(machine, node.network)
 
-        def found() -> list[str]:
-            return [
-                pod["metadata"]["name"]
-                for pod in self.plane.api.list("Pod", NAMESPACE)
-                if pod["metadata"]["labels"].get("app.kubernetes.io/component") == component
-            ]
+    def _chosen_for(self, machine: Machine) -> Mapping[str, Any]:
+        """Return the one DaemonSet that chooses a node."""
+        labels = machine.all_labels.items()
+        (found,) = (
+            d
+            for d in self.documents
+            if d["kind"] == "DaemonSet"
+            and d["spec"]["template"]["spec"]["nodeSelector"].items() <= labels
+        )
+        return found
 
-        poll(lambda: len(found()) == count, what=f"pods of the {component}")
-        return sorted(found())
+    def _pods_of_controllers(self) -> list[str]:
+        """Return the names of the pods of the Deployment, once all are of its present template."""
+        name = controllers_of(self.documents)["metadata"]["name"]
 
-    def _add_containers(self, pod: Pod, kind: str, name: str, node_name: str) -> None:
-        (workload,) = (d for d in self.documents if d["kind"] == kind)
+        def is_rolled_out() -> bool:
+            wanted = ("get", "deployment", name, f"--namespace={NAMESPACE}", "--output=json")
+            found = json.loads(self.plane.kubectl(*wanted))
+            status, replicas = found["status"], found["spec"]["replicas"]
+            counts = (status.get("updatedReplicas"), status.get("replicas"))
+            is_seen = status.get("observedGeneration") == found["metadata"]["generation"]
+            return is_seen and counts == (replicas, replicas)
+
+        poll(is_rolled_out, what=f"pods of {name}", interval_s=0.2)
+        return sorted(
+            pod["metadata"]["name"]
+            for pod in self.plane.api.list("Pod", NAMESPACE)
+            if pod["metadata"]["labels"].get("app.kubernetes.io/component") == "controller"
+            and "deletionTimestamp" not in pod["metadata"]
+        )
+
+    def _add_containers(self, pod: Pod, workload: Mapping[str, Any]) -> None:
         spec = workload["spec"]["template"]["spec"]
         kubeconfig = self.plane.kubeconfig_for_service_account(
             NAMESPACE, spec["serviceAccountName"]
         )
         facts = {
-            "metadata.name": name,
+            "metadata.name": pod.name,
             "metadata.namespace": NAMESPACE,
-            "spec.nodeName": node_name,
+            "spec.nodeName": pod.name if isinstance(pod, Node) else "",
             "status.podIP": pod.network.address,
         }
         for container in spec["containers"]:
@@ -171,6 +266,7 @@ class Release:
                 [sys.executable, "-m", "shorthorn"] if is_ours else [binary(container["name"])]
             )
             more = () if is_ours else _FOR_SIDECARS
+            environment.update({} if is_ours else self._for_sidecars)
             argv = [*program, *arguments, f"--kubeconfig={kubeconfig}", *more]
             process = self.plane.add(
                 f"{pod.name}.{container['name']}",
@@ -208,6 +304,25 @@ class Release:
         return next(pod for pod in self.controllers if pod.name == holder)
 
 
+def controllers_of(documents: Documents) -> Mapping[str, Any]:
+    """Return the one Deployment of controllers."""
+    labels = ((d["metadata"].get("labels", {}), d) for d in documents if d["kind"] == "Deployment")
+    (found,) = (
+        d for given, d in labels if given.get("app.kubernetes.io/component") == "controller"
+    )
+    return found
+
+
+def apply_documents(release: Release) -> None:
+    """Write what was rendered with kubectl."""
+    plane, documents = release.plane, release.documents
+    plane.apply([d for d in documents if d["kind"] == "CustomResourceDefinition"])
+    # As clusters have them: those of the embedded server also take what no cluster takes.
+    plane.apply(SNAPSHOT_CRDS)
+    plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    plane.apply([d for d in documents if d["kind"] != "CustomResourceDefinition"])
+
+
 def _has_said(process: Process, text: str) -> Callable[[], bool]:
     return lambda: text in process.said()
 
@@ -232,26 +347,49 @@ def _mapped(argument: str, container: Mapping[str, Any], directory: Path) -> str
 
 
 @contextlib.contextmanager
-def installed(directory: Path) -> Iterator[Release]:
-    """A control plane with the chart in it: three nodes and two controllers that run.
+def installed(
+    directory: Path,
+    layout: Layout = THREE_NODES,
+    write: Callable[[Release], None] = apply_documents,
+) -> Iterator[Release]:
+    """A control plane with the chart in it, whose nodes and controllers run.
 
     Everything is gone at the end: processes, mounts, loop devices, namespaces.
+
+    Args: write: what puts the chart's objects into the cluster.
     """
-    helm = find_helm()
-    assert helm is not None, "run scripts/e2e-tools helm"
-    values = ValueSet("e2e", {"node": {"poolSize": POOL_SIZE}})
-    documents = render(helm, values, scratch=directory)
+    documents = layout.rendered(directory)
+    controllers = controllers_of(documents)["spec"]["replicas"]
     with (
-        network(NODES + CONTROLLERS) as net,
+        network(len(layout.machines) + controllers) as net,
         control_plane(directory / "k", address=net.address) as plane,
+        contextlib.ExitStack() as disks,
     ):
-        made = Release(plane, net, documents)
+        for machine in layout.machines:
+            place = plane.directory / machine.name
+            place.mkdir()
+            if machine.disk is not None:
+                size = machine.disk_bytes
+                disk = storage.mounted(machine.disk, place, size_bytes=size, name="data")
+                disks.enter_context(disk)
+        made = Release(plane, net, layout, documents)
         try:
-            made.install()
+            made.install(write)
             yield made
         finally:
-            for pod in (*made.controllers, *made.nodes):
-                pod.kill()
-            for node in made.nodes:
-                node.calls.unmount_everything()
-                release(node.data_dir)
+            made.clean_up()
+
+
+@contextlib.contextmanager
+def of_its_own(layout: Layout = THREE_NODES) -> Iterator[Release]:
+    """A release in a directory that is gone at the end; what its accounts asked for is recorded."""
+    # Not below pytest's own directory: socket paths have 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="shorthorn-e2e-"))
+    try:
+        with (
+            installed(directory, layout) as made,
+            rights.recorded(made.plane.commands.audit_log, NAMESPACE),
+        ):
+            yield made
+    finally:
+        shutil.rmtree(directory)

@@ -1,16 +1,23 @@
 """Which rights the chart grants, and which of them were used.
 
-Owns: reading both, from what was rendered and from the API server's audit log. Must never: talk to
-the cluster. Called by the test of rights.
+Owns: reading both, from what was rendered and from the API servers' audit logs, and keeping what is
+in a log for as long as all tests run. Must never: talk to a cluster. Called by the
+fixtures of releases and by the tests of rights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+#: The variable that names the directory for what was asked for.
+RECORDS = "SHORTHORN_E2E_RIGHTS"
+_SUFFIX = ".jsonl"
 _ACCOUNT = "system:serviceaccount:"
 
 
@@ -25,6 +32,14 @@ class Right(NamedTuple):
     def __str__(self) -> str:
         where = f"{self.resource}.{self.group}" if self.group else self.resource
         return f"{self.account}: {self.verb} {where}"
+
+
+class Request(NamedTuple):
+    """What was asked for. `name`: the object's; empty in creations, where no role depends on it."""
+
+    right: Right
+    name: str
+    is_allowed: bool
 
 
 def granted(documents: Sequence[Mapping[str, Any]]) -> set[Right]:
@@ -51,33 +66,57 @@ def _rights(account: str, rules: Sequence[Mapping[str, Any]]) -> Iterator[Right]
                     yield Right(account, group, resource, verb)
 
 
-def used(audit_log: Path, namespace: str) -> set[Right]:
-    """Return every right that service accounts of `namespace` have used with success."""
-    found = set()
+def used(requests: Iterable[Request]) -> set[Right]:
+    """Return every right that was used with success."""
+    return {request.right for request in requests if request.is_allowed}
+
+
+def refused(requests: Iterable[Request]) -> set[Right]:
+    """Return what was asked for and never allowed.
+
+    An API server that has just started refuses everything until it has read the roles; what it
+    allows for the same object at another time is no missing right.
+    """
+    every = list(requests)
+    allowed = {(r.right, r.name) for r in every if r.is_allowed}
+    return {r.right for r in every if not r.is_allowed and (r.right, r.name) not in allowed}
+
+
+@contextlib.contextmanager
+def recorded(audit_log: Path, namespace: str) -> Iterator[None]:
+    """Keep at the end what the accounts of a namespace asked for, for the tests of rights.
+
+    Only where `scripts/e2e` runs all tests, which names the directory.
+    """
+    try:
+        yield
+    finally:
+        directory = os.environ.get(RECORDS)
+        if directory:
+            lines = sorted({json.dumps(request) for request in requests_in(audit_log, namespace)})
+            with tempfile.NamedTemporaryFile("w", dir=directory, suffix=_SUFFIX, delete=False) as f:
+                f.writelines(f"{line}\n" for line in lines)
+
+
+def requests_recorded(directory: Path) -> list[Request]:
+    """Return what all tests have recorded."""
+    lines = [li for path in directory.glob(f"*{_SUFFIX}") for li in path.read_text().splitlines()]
+    parts = [json.loads(line) for line in lines]
+    return [Request(Right(*right), name, is_allowed) for right, name, is_allowed in parts]
+
+
+def requests_in(audit_log: Path, namespace: str) -> Iterator[Request]:
+    """Yield each request of the accounts."""
     for line in audit_log.read_text().splitlines():
         event = json.loads(line)
         who = event["user"]["username"]
         target = event.get("objectRef")
-        if target and who.startswith(f"{_ACCOUNT}{namespace}:") and _was_allowed(event):
-            name = target["resource"]
-            if target.get("subresource"):
-                name += f"/{target['subresource']}"
-            account = who.rpartition(":")[2]
-            found.add(Right(account, target.get("apiGroup", ""), name, event["verb"]))
-    return found
-
-
-def refused(audit_log: Path, namespace: str) -> set[Right]:
-    """Return what service accounts of `namespace` asked for and were not allowed."""
-    found = set()
-    for line in audit_log.read_text().splitlines():
-        event = json.loads(line)
-        who = event["user"]["username"]
-        target = event.get("objectRef")
-        if target and who.startswith(f"{_ACCOUNT}{namespace}:") and not _was_allowed(event):
-            account = who.rpartition(":")[2]
-            found.add(Right(account, target.get("apiGroup", ""), target["resource"], event["verb"]))
-    return found
+        if target and who.startswith(f"{_ACCOUNT}{namespace}:"):
+            resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
+            verb = event["verb"]
+            right = Right(who.rpartition(":")[2], target.get("apiGroup", ""), resource, verb)
+            name = "" if verb == "create" else target.get("name", "")
+            yield Request(right, name, _was_allowed(event))
 
 
 def _was_allowed(event: Mapping[str, Any]) -> bool:

@@ -107,11 +107,11 @@ class Owner:
         api.delete("BackingImage", NAMESPACE, self.image)
 
 
-@pytest.fixture(params=["Delete", pytest.param("Retain", marks=pytest.mark.full)])
+@pytest.fixture(params=["Delete", "Retain"])
 def owner(release: Release, own: User, request: pytest.FixtureRequest) -> Iterator[Owner]:
     made = Owner(own, request.param)
     yield made
-    own.remove()
+    own.clear()
     if made.cls:
         own.api.delete("VolumeSnapshotClass", "", made.cls)
     poll(lambda: not release.left(), what=f"empty pools, and not {release.left()}")
@@ -144,7 +144,6 @@ def test_a_snapshot_of_a_claim(owner: Owner, first: str) -> None:
         owner.delete("claim", "copy")
 
 
-@pytest.mark.full
 def test_a_snapshot_that_is_deleted_with_its_claim_at_once(owner: Owner) -> None:
     owner.make_volume()
     owner.snapshot_it()
@@ -155,7 +154,6 @@ def test_a_snapshot_that_is_deleted_with_its_claim_at_once(owner: Owner) -> None
     owner.check_image()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("first", ["claim", "snapshot", "content", "image"])
 def test_a_content_of_an_image_that_exists(owner: Owner, first: str) -> None:
     owner.make_volume()
@@ -185,7 +183,6 @@ def test_a_content_of_an_image_that_exists(owner: Owner, first: str) -> None:
     owner.delete("claim", "source")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("is_used", [False, True])
 def test_an_export_on_demand(owner: Owner, is_used: bool) -> None:
     owner.make_volume()
@@ -204,7 +201,6 @@ def test_an_export_on_demand(owner: Owner, is_used: bool) -> None:
         owner.delete("claim", "source")
 
 
-@pytest.mark.full
 def test_a_download_on_demand(release: Release, owner: Owner) -> None:
     owner.image = f"{owner.user.namespace}-image"
     with serve(bytes(8 << 20), address=release.plane.address) as served:

@@ -35,6 +35,7 @@ IMAGE_MIB = 384
 MIB_PER_S = 60
 #: Another leads 15 s after the last sign of life of the one before.
 TAKE_OVER_S = 40.0
+AWAY_S = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def whole(release: Release) -> Iterator[None]:
 
 
 def nothing_left(release: Release, own: User) -> None:
-    own.remove()
+    own.clear()
     poll(lambda: release.left() == [], what=f"an empty pool, and not {release.left()}")
 
 
@@ -118,7 +119,6 @@ def test_the_leader_dies_in_mid_snapshot(release: Release, own: User) -> None:
     nothing_left(release, own)
 
 
-@pytest.mark.full
 def test_the_leader_dies_in_mid_restore(release: Release, own: User) -> None:
     own.claim("source", "320Mi")
     with own.mounted("source", "node-0") as directory:
@@ -153,7 +153,6 @@ def volumes_of(own: User, claim: str) -> list[Object]:
     return [v for v in volumes if uid in v["metadata"]["name"]]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("sidecar", ["csi-provisioner", "csi-snapshotter"])
 def test_a_sidecar_dies_in_mid_work(release: Release, own: User, sidecar: str) -> None:
     own.claim("source", "320Mi")
@@ -179,6 +178,44 @@ def test_a_sidecar_dies_in_mid_work(release: Release, own: User, sidecar: str) -
     where.calls.unmount(volume)
     own.end_use("copy")
     nothing_left(release, own)
+
+
+def test_the_snapshot_controller_dies_in_mid_snapshot(release: Release, own: User) -> None:
+    own.claim("source", "320Mi")
+    with own.mounted("source", "node-0") as directory:
+        wanted = fill(directory, 11)
+        with standing_still(release.node("node-0").driver):
+            begin_image(own, "s", "source")
+            release.plane.kill("snapshot-controller")
+        fill(directory, 12)
+        release.plane.restart("snapshot-controller")
+        assert ready_once(own, "s")
+    restored_is(own, "s", "node-0", wanted)
+    nothing_left(release, own)
+
+
+def test_the_resizer_dies_in_mid_expansion(release: Release, own: User) -> None:
+    own.claim("a", "64Mi")
+    with own.mounted("a", "node-1") as directory:
+        wanted = fill(directory, 13)
+    volume = own.bound("a")["metadata"]["name"]
+    pod = leader_of(release, "csi-resizer")
+    with standing_still(release.node("node-1").driver):
+        more = {"spec": {"resources": {"requests": {"storage": "96Mi"}}}}
+        own.api.merge("PersistentVolumeClaim", own.namespace, "a", more)
+        poll(
+            lambda: volumes_of(own, "a")[0]["spec"]["capacityBytes"] == 96 * MIB,
+            what="an expansion that the node is asked for",
+        )
+        pod.processes["csi-resizer"].kill()
+    poll(lambda: capacity_of(own, volume) == "96Mi", what="a volume that has grown")
+    with own.mounted("a") as directory:
+        assert digest(directory) == wanted
+    nothing_left(release, own)
+
+
+def capacity_of(own: User, volume: str) -> str:
+    return str(own.api.get("PersistentVolume", "", volume)["spec"]["capacity"]["storage"])
 
 
 def test_a_node_dies_in_mid_export(release: Release, own: User) -> None:
@@ -267,7 +304,6 @@ def end_restore(release: Release, own: User, receiver: Node, wanted: str) -> Non
     own.end_use("copy")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_sender_dies_in_mid_transfer(release: Release, own: User, copies: int) -> None:
     """With another copy the receiver goes on there; without one, when the sender is back."""
@@ -323,7 +359,6 @@ def stalled(receiver: Node) -> None:
     poll(is_still, what="a transfer that stands still")
 
 
-@pytest.mark.full
 def test_the_receiver_dies_in_mid_transfer(release: Release, own: User) -> None:
     image, wanted = big_image(own)
     (receiver,) = [n for n in release.nodes if n.name not in ready_nodes(own, image)][:1]
@@ -342,27 +377,28 @@ def test_the_receiver_dies_in_mid_transfer(release: Release, own: User) -> None:
 # ---- The API server -----------------------------------------------------------------------------
 
 
-@pytest.mark.full
-def test_the_api_server_is_away(release: Release, own: User) -> None:
+def test_the_api_server_is_away_for_a_minute(release: Release, own: User) -> None:
+    """Pods come and go where their volumes are; what was begun before is ready afterwards."""
     for name in ("a", "b"):
         own.claim(name, "320Mi")
     where, first = own.use("a", "node-0")
     _, second = own.use("b", "node-0")
     directory = where.calls.mount(first)
     wanted = fill(directory, 5)
-    release.plane.kill("kube-apiserver")
-    away_since = time.monotonic()
+    with standing_still(where.driver):
+        begin_image(own, "s", "a")
+        release.plane.kill("kube-apiserver")
+        away_since = time.monotonic()
     for round_ in itertools.count():
         other = where.calls.mount(second)
         (other / "round").write_text(str(round_))
         assert digest(directory) == wanted
         where.calls.unmount(second)
-        if time.monotonic() - away_since > 10:
+        if time.monotonic() - away_since > AWAY_S:
             break
     where.calls.unmount(first)
     assert digest(where.calls.mount(first)) == wanted
     release.plane.restart("kube-apiserver")
-    own.snapshot("s", "a", own.snapshot_class("bi", type="bi"))
     is_done = tended(release, lambda: is_ready(snapshot_object(own, "s")))
     poll(is_done, timeout_s=90, what="a snapshot after the API server's return")
     where.calls.unmount(first)
@@ -372,7 +408,6 @@ def test_the_api_server_is_away(release: Release, own: User) -> None:
     nothing_left(release, own)
 
 
-@pytest.mark.full
 def test_a_node_cannot_reach_the_api_server(release: Release, own: User) -> None:
     """It serves what it has, its peers too; what it is asked for meanwhile is done afterwards."""
     own.claim("source", "320Mi")

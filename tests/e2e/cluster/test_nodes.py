@@ -32,7 +32,7 @@ def ready_nodes(user: User, image: str) -> set[str]:
     return {
         copy["spec"]["nodeID"]
         for copy in user.api.list("ImageCopy", NAMESPACE)
-        if copy["spec"]["image"] == image and copy["status"].get("state") == "ready"
+        if copy["spec"]["image"] == image and (copy.get("status") or {}).get("state") == "ready"
     }
 
 

@@ -1,7 +1,7 @@
 """Many claims from one image over three nodes, through the real external-provisioner.
 
 And what one snapshot and one restore take, with the driver's own share. The figures are printed
-(`pytest -s`). Short unless SHORTHORN_E2E_FULL=1, whose figures docs/performance.md tells.
+(`pytest -s`), and docs/performance.md tells them. On a release of its own.
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 from tests.e2e.cluster.failures import leader_of
-from tests.e2e.cluster.release import NAMESPACE, Release
+from tests.e2e.cluster.release import NAMESPACE, Release, of_its_own
 from tests.e2e.cluster.test_nodes import MIB, checksum_of, fill, ready_nodes
 from tests.e2e.cluster.users import User
 from tests.integration.daemon_process import poll
 from tests.integration.service_api import Object, is_bound, is_ready
 
-pytestmark = [pytest.mark.root, pytest.mark.full]
+pytestmark = pytest.mark.root
 
-IS_FULL = os.environ.get("SHORTHORN_E2E_FULL") == "1"
-CLAIMS = 300 if IS_FULL else 60
+CLAIMS = 300
 IMAGE_MIB = 128
-VOLUME_MIB = 2048 if IS_FULL else 256
+VOLUME_MIB = 2048
 PATIENCE_S = 200.0
 #: Where the sidecars tell their metrics, as the chart has it.
 _METRICS = {"csi-provisioner": 9811, "csi-snapshotter": 9812}
 _ONE_CALL = 'csi_sidecar_operations_seconds_{what}{{[^}}]*method_name="/csi.v1.Controller/{method}"'
+
+
+@pytest.fixture(scope="module")
+def release() -> Iterator[Release]:
+    with of_its_own() as made:
+        yield made
 
 
 class Moments:

@@ -1,7 +1,7 @@
 """What users of a cluster do: claims, pods that use them, snapshots, and looking at the result.
 
 Owns: those objects of one namespace. Must never: reach round Kubernetes, but for the mounting that
-a kubelet would do (`node_calls`). Called by tests.
+a kubelet would do (`node_calls`), where there is none. Called by tests.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.cluster.control_plane import ControlPlane
 from tests.e2e.cluster.release import NAMESPACE, Node, Release
 from tests.integration.service_api import Api, Object, is_bound, is_ready
 
 PATIENCE_S = 90.0
 
 
-class User:
-    """Somebody with a namespace of their own."""
+class Tenant:
+    """Somebody with a namespace of their own: claims and snapshots, in any cluster."""
 
-    def __init__(self, release: Release, namespace: str) -> None:
-        self.release = release
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self.plane = plane
         self.namespace = namespace
 
     @property
     def api(self) -> Api:
-        return self.release.plane.api
+        return self.plane.api
 
     def apply(self, manifests: Any) -> str:
-        return self.release.plane.apply(manifests)
+        return self.plane.apply(manifests)
 
-    # --- claims and pods
+    # --- claims
 
     def claim(
         self, name: str, size: str = "64Mi", *, snapshot: str = "", node: str = "", **spec: Any
@@ -55,27 +56,6 @@ class User:
         claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta}
         return self.api.create({**claim, "spec": body})
 
-    def pod(self, name: str, claim: str, node: str = "") -> Object:
-        """Make a pod that uses a claim; the scheduler chooses its node, or must choose `node`."""
-        is_block = self.api.get("PersistentVolumeClaim", self.namespace, claim)["spec"].get(
-            "volumeMode"
-        )
-        container: Object = {"name": "user", "image": "none.example.org/none"}
-        if is_block == "Block":
-            container["volumeDevices"] = [{"name": "v", "devicePath": "/dev/v"}]
-        else:
-            container["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
-        spec: Object = {
-            "containers": [container],
-            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}],
-            "terminationGracePeriodSeconds": 0,
-        }
-        if node:
-            spec["nodeSelector"] = {"kubernetes.io/hostname": node}
-        meta = {"name": name, "namespace": self.namespace}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
-        return self.api.create(pod)
-
     def bound(self, claim: str) -> Object:
         """Return the PersistentVolume of a claim once it is bound."""
         found = self.api.wait(
@@ -83,28 +63,6 @@ class User:
         )
         assert found is not None
         return self.api.get("PersistentVolume", "", found["spec"]["volumeName"])
-
-    def use(self, claim: str, node: str = "") -> tuple[Node, Object]:
-        """Have the scheduler place a pod with the claim; return its node and volume, bound."""
-        self.pod(f"uses-{claim}", claim, node)
-        volume = self.bound(claim)
-        return self.release.node_of(volume["spec"]["csi"]["volumeHandle"]), volume
-
-    def end_use(self, claim: str) -> None:
-        """Take the pod away, as its owner would."""
-        self.release.plane.kubectl(
-            "delete", "pod", f"uses-{claim}", f"--namespace={self.namespace}", "--force"
-        )
-
-    @contextlib.contextmanager
-    def mounted(self, claim: str, node: str = "") -> Iterator[Path]:
-        """The claim mounted where its pod is; the pod and the mount go at the end."""
-        where, volume = self.use(claim, node)
-        try:
-            yield where.calls.mount(volume)
-        finally:
-            where.calls.unmount(volume)
-            self.end_use(claim)
 
     # --- snapshots
 
@@ -144,9 +102,69 @@ class User:
 
     def remove(self) -> None:
         """Delete the namespace with all in it, and wait until it is gone."""
-        self.release.plane.kubectl(
+        self.plane.kubectl(
             "delete", "namespace", self.namespace, "--timeout=120s", "--ignore-not-found"
         )
+
+
+class User(Tenant):
+    """A tenant where no kubelet runs: the test mounts what a pod uses."""
+
+    def __init__(self, release: Release, namespace: str) -> None:
+        super().__init__(release.plane, namespace)
+        self.release = release
+
+    def pod(self, name: str, claim: str, node: str = "") -> Object:
+        """Make a pod that uses a claim; the scheduler chooses its node, or must choose `node`."""
+        is_block = self.api.get("PersistentVolumeClaim", self.namespace, claim)["spec"].get(
+            "volumeMode"
+        )
+        container: Object = {"name": "user", "image": "none.example.org/none"}
+        if is_block == "Block":
+            container["volumeDevices"] = [{"name": "v", "devicePath": "/dev/v"}]
+        else:
+            container["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
+        spec: Object = {
+            "containers": [container],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}],
+            "terminationGracePeriodSeconds": 0,
+        }
+        if node:
+            spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+        meta = {"name": name, "namespace": self.namespace}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+        return self.api.create(pod)
+
+    def use(self, claim: str, node: str = "") -> tuple[Node, Object]:
+        """Have the scheduler place a pod with the claim; return its node and volume, bound."""
+        self.pod(f"uses-{claim}", claim, node)
+        volume = self.bound(claim)
+        return self.release.node_of(volume["spec"]["csi"]["volumeHandle"]), volume
+
+    def clear(self) -> None:
+        """Delete what is in the namespace: else its deletion looks again only after five seconds.
+
+        Without kubelets nobody else ends pods, so they are taken away.
+        """
+        everything = ("pods,persistentvolumeclaims,volumesnapshots", "--all", "--force")
+        where = (f"--namespace={self.namespace}", "--timeout=120s", "--grace-period=0")
+        self.plane.kubectl("delete", *everything, *where)
+
+    def end_use(self, claim: str) -> None:
+        """Take the pod away, as its owner would."""
+        self.plane.kubectl(
+            "delete", "pod", f"uses-{claim}", f"--namespace={self.namespace}", "--force"
+        )
+
+    @contextlib.contextmanager
+    def mounted(self, claim: str, node: str = "") -> Iterator[Path]:
+        """The claim mounted where its pod is; the pod and the mount go at the end."""
+        where, volume = self.use(claim, node)
+        try:
+            yield where.calls.mount(volume)
+        finally:
+            where.calls.unmount(volume)
+            self.end_use(claim)
 
 
 @contextlib.contextmanager
@@ -156,4 +174,5 @@ def user(release: Release, namespace: str) -> Iterator[User]:
     meta = {"name": namespace}
     made.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
     yield made
+    made.clear()
     made.remove()

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.conformance import reasons, sanity
+from tests.e2e.conformance.leftovers import left_behind
 from tests.e2e.conformance.sanity import Report
 from tests.integration import storage
-from tests.integration.daemon_process import ServiceProcess, loops_below, mounts_of, running
+from tests.integration.daemon_process import ServiceProcess, running
 
 ACCESS_TYPES = ("mount", "block")
 PARAMETERS: dict[str, dict[str, str]] = {
@@ -31,7 +32,6 @@ PARAMETERS: dict[str, dict[str, str]] = {
     "type: bi, export-type: qcow2": {"type": "bi", "export-type": "qcow2"},
     "no parameters": {},
 }
-_KINDS = ("Volume", "Snapshot", "BackingImage", "ImageCopy")
 _PRINTING = threading.Lock()
 
 
@@ -124,7 +124,8 @@ def run_one(
     socket = service.data_dir / "csi.sock"
     report = sanity.run(socket, scratch, access=access, parameters=parameters)
     took_s = time.monotonic() - started
-    complaints = (*reasons.complaints(report.specs), *left_behind(service), *tracebacks(service))
+    left = left_behind(service.api, service.data_dir)
+    complaints = (*reasons.complaints(report.specs), *left, *tracebacks(service))
     run = Run(title, report, complaints, took_s)
     with _PRINTING:
         if run.failures:
@@ -135,19 +136,6 @@ def run_one(
                 print(complaint)
         print(run.line(), flush=True)
     return run
-
-
-def left_behind(service: ServiceProcess) -> list[str]:
-    """Say what a run has left: objects, data, half-made data, mounts and loop devices."""
-    objects = [
-        f"{kind} {found['metadata']['name']}" for kind in _KINDS for found in service.api.list(kind)
-    ]
-    patterns = ("volumes/*", "snapshots/*", "images/*", "staging/*/*")
-    data = [str(path) for pattern in patterns for path in service.pool.glob(pattern)]
-    mounts = [target for target in mounts_of(service.data_dir) if target != str(service.pool)]
-    of_volumes = f"{service.pool}/"
-    loops = [f for f in loops_below(service.data_dir).values() if f.startswith(of_volumes)]
-    return [f"left behind: {what}" for what in (*objects, *data, *mounts, *loops)]
 
 
 def tracebacks(service: ServiceProcess) -> list[str]:

@@ -1,7 +1,8 @@
 """One run of csi-sanity against one CSI socket, and what it says.
 
 Owns its command line and the reading of its report. Must never: judge what may be skipped; that
-is `reasons`. Called by the suite's `__main__`.
+is `reasons`. Called by the suite's `__main__`, and by the
+cluster's tests.
 """
 
 from __future__ import annotations
@@ -46,14 +47,25 @@ class Report:
         return [spec for spec in self.specs if spec.state not in fine]
 
 
-def run(socket: Path, scratch: Path, *, access: str, parameters: dict[str, str]) -> Report:
-    """Run all of csi-sanity; files of its own are made below `scratch`, which it leaves empty."""
+def run(
+    socket: Path,
+    scratch: Path,
+    *,
+    access: str,
+    parameters: dict[str, str],
+    controller: Path | None = None,
+) -> Report:
+    """Run all of csi-sanity; files of its own are made below `scratch`, which it leaves empty.
+
+    Args: controller: the socket of the controller half, where `socket` is not its own as well.
+    """
     snapshot = scratch / "snapshot.json"
     snapshot.write_text(json.dumps(parameters))
     report = scratch / "report.json"
     command = [
         str(PROGRAM),
         f"-csi.endpoint=unix://{socket}",
+        f"-csi.controllerendpoint=unix://{controller or socket}",
         f"-csi.stagingdir={scratch / 'staging'}",
         f"-csi.mountdir={scratch / 'target'}",
         f"-csi.testvolumeaccesstype={access}",

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"log"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -46,6 +47,7 @@ func main() {
 	address := flag.String("csi-address", "/run/csi/socket", "the driver's socket")
 	endpoint := flag.String("kubelet-registration-path", "", "the driver's socket as the kubelet finds it")
 	directory := flag.String("plugin-registration-path", "/registration", "where the kubelet looks for plugins")
+	listen := flag.String("http-endpoint", "", "address to answer /healthz at: whether the socket is there")
 	flag.Int("v", 0, "accepted, and means nothing")
 	flag.Parse()
 	if *endpoint == "" {
@@ -61,9 +63,22 @@ func main() {
 		log.Fatal(err)
 	}
 	log.Printf("listening at %s for %s", socket, driver)
+	if *listen != "" {
+		go serveHealth(*listen, socket)
+	}
 	serving := grpc.NewServer()
 	registration.RegisterRegistrationServer(serving, &server{driver: driver, endpoint: *endpoint})
 	log.Fatal(serving.Serve(listener))
+}
+
+// serveHealth says whether the kubelet can still find us: somebody may have removed the socket.
+func serveHealth(address, socket string) {
+	http.HandleFunc("/healthz", func(response http.ResponseWriter, _ *http.Request) {
+		if _, err := os.Stat(socket); err != nil {
+			http.Error(response, err.Error(), http.StatusInternalServerError)
+		}
+	})
+	log.Fatal(http.ListenAndServe(address, nil))
 }
 
 // driverName waits for the driver, which may start later.
