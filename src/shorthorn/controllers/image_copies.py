@@ -25,6 +25,7 @@ from shorthorn.controllers.peers import peers_with_image
 from shorthorn.controllers.retries import Retries
 from shorthorn.controllers.transfers import Transfers, failure_of
 from shorthorn.domain import errors, planning
+from shorthorn.domain.image_bytes import CLONE_SOURCE, CLONE_UUID, ImageCloner
 from shorthorn.domain.models import (
     CopyState,
     ImageCopy,
@@ -32,6 +33,7 @@ from shorthorn.domain.models import (
     ImageKey,
     ImageRecord,
     Pool,
+    Progress,
     SourceType,
 )
 from shorthorn.domain.planning import Step
@@ -57,7 +59,8 @@ class ImageCopyReconciler:
     """One ImageCopy at a time; `enqueue` is the controller's, so that transfers can wake it.
 
     `pools` and `peers`: where copies of source type sync come from; without them, on one host, none
-    can be made.
+    can be made. `uploads`: its `fetch` waits for bytes that are sent to us. `cloner`: for
+    images made of others in this pool.
     """
 
     def __init__(
@@ -71,12 +74,18 @@ class ImageCopyReconciler:
         *,
         pools: Registry[Pool] | None = None,
         peers: PeerSource | None = None,
+        uploads: ImageFetcher | None = None,
+        cloner: ImageCloner | None = None,
     ) -> None:
         self._copies = copies
         self._pools = pools
         self._peers = peers
         self._engine = engine
-        self._fetcher = fetcher
+        #: By source type, those that bring an image's bytes into a staging directory.
+        self._fetchers: dict[str, ImageFetcher] = {SourceType.DOWNLOAD: fetcher}
+        if uploads is not None:
+            self._fetchers[SourceType.UPLOAD] = uploads
+        self._cloner = cloner
         self._checksummer = checksummer
         self._locks = locks
         self._transfers: Transfers[ImageRecord] = Transfers(enqueue)
@@ -155,7 +164,9 @@ class ImageCopyReconciler:
 
     async def _start_transfer(self, copy: ImageCopy) -> None:
         # An export has said that it starts, and is mostly over before anybody could read more.
-        if copy.status.state is CopyState.PENDING:
+        # An upload is pending until bytes come.
+        is_upload = copy.spec.source_type == SourceType.UPLOAD
+        if copy.status.state is CopyState.PENDING and not is_upload:
             await self._report(copy, state=CopyState.IN_PROGRESS)
         self._transfers.start(copy.meta.name, lambda report: self._transfer(copy, report))
 
@@ -165,12 +176,15 @@ class ImageCopyReconciler:
             return await self._engine.finish_export(key, report)
         if copy.spec.source_type == SourceType.SYNC:
             return await self._sync(copy, report)
-        if copy.spec.source_type != SourceType.DOWNLOAD:
+        if copy.spec.source_type == SourceType.CLONE:
+            return await self._clone(copy, report)
+        fetcher = self._fetchers.get(copy.spec.source_type)
+        if fetcher is None:
             raise errors.ImageFailed(
                 key.name, f"source type {copy.spec.source_type} is not supported"
             )
         staging = await self._engine.staging_dir(key)
-        record = await self._fetcher.fetch(
+        record = await fetcher.fetch(
             key, copy.spec.source_parameters, copy.spec.expected_checksum, staging, report
         )
         return await self._engine.commit_image(record)
@@ -189,6 +203,29 @@ class ImageCopyReconciler:
         if expected not in ("", record.checksum):
             raise errors.ChecksumMismatch(key.name, expected, record.checksum)
         return await self._engine.commit_image(dataclasses.replace(record, key=key))
+
+    async def _clone(self, copy: ImageCopy, report: ReportProgress) -> ImageRecord:
+        """Make the image of another one's bytes: in this pool if they are here, else by a peer."""
+        parameters = copy.spec.source_parameters
+        origin = ImageKey(parameters.get(CLONE_SOURCE, ""), parameters.get(CLONE_UUID, ""))
+        key, expected = _key(copy), copy.spec.expected_checksum
+        record = await self._engine.find_image(origin)
+        staging = await self._engine.staging_dir(key)
+        if record is not None and self._cloner is not None:
+            made = await self._cloner.clone(record, key, staging)
+        elif self._peers is not None and self._pools is not None:
+            spec = dataclasses.replace(copy.spec, image=origin.name, image_uuid=origin.uuid)
+            of_origin = dataclasses.replace(copy, spec=spec)
+            peers = await peers_with_image(self._copies, self._pools, of_origin)
+            if not peers:
+                raise errors.ImageFailed(key.name, f"no node with image {origin.name} is there")
+            made = await self._peers.fetch_image(origin, peers, expected, staging, report)
+        else:
+            raise errors.ImageFailed(key.name, f"image {origin.name} is not in this pool")
+        if expected not in ("", made.checksum):
+            raise errors.ChecksumMismatch(key.name, expected, made.checksum)
+        source = {"type": str(SourceType.CLONE), CLONE_SOURCE: origin.name}
+        return await self._engine.commit_image(dataclasses.replace(made, key=key, source=source))
 
     def _start_hash(self, copy: ImageCopy, record: ImageRecord) -> None:
         async def work(report: ReportProgress) -> ImageRecord:
@@ -248,14 +285,12 @@ class ImageCopyReconciler:
         )
 
     async def _report_progress(self, copy: ImageCopy) -> None:
-        if copy.status.state not in (CopyState.STARTING, CopyState.IN_PROGRESS):
-            return
         progress = self._transfers.progress(copy.meta.name)
-        if progress.bytes_done == 0 or progress.bytes_done == copy.status.bytes_done:
+        if not _is_news(copy, progress):
             return
         await self._report(
             copy,
-            state=CopyState.IN_PROGRESS,
+            state=CopyState.IN_PROGRESS if progress.bytes_done else copy.status.state,
             progress_percent=progress.percent,
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
@@ -284,3 +319,15 @@ def _export_format(text: str | None) -> ImageFormat:
 
 def _key(copy: ImageCopy) -> ImageKey:
     return ImageKey(copy.spec.image, copy.spec.image_uuid)
+
+
+def _is_news(copy: ImageCopy, progress: Progress) -> bool:
+    """Whether the status shall say how far a transfer is."""
+    status = copy.status
+    if copy.spec.source_type == SourceType.UPLOAD:
+        # It waits for somebody, who has to see that it does.
+        is_open = status.state in (CopyState.PENDING, CopyState.IN_PROGRESS)
+        return is_open and progress.bytes_total > 0
+    if status.state not in (CopyState.STARTING, CopyState.IN_PROGRESS):
+        return False
+    return progress.bytes_done not in (0, status.bytes_done)

@@ -42,6 +42,9 @@ from shorthorn.engines.local import LocalEngine
 from shorthorn.host import sandbox
 from shorthorn.host.pool_file import ensure_pool
 from shorthorn.images.checksum import Sha512Checksummer
+from shorthorn.images.clones import PoolCloner
+from shorthorn.images.local_bytes import PoolBytes
+from shorthorn.images.uploads import Uploads
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kube import resources
 from shorthorn.kube.claims import KubeClaimDirectory
@@ -136,6 +139,9 @@ class NodeWork:
         self._engine = engine
         self._pool = pool
         self._pool_dir = pool_dir
+        uploads = Uploads(str(pool_dir))
+        self.bytes = PoolBytes(engine, uploads, str(pool_dir))
+        """What moves image bytes of this pool for people, machines and other nodes."""
         snapshots = SnapshotReconciler(registries.snapshots, engine, locks)
         self._snapshots = Controller("snapshot", snapshots.reconcile, observe=observe)
         # A controller and its reconciler need each other: transfers wake the controller.
@@ -164,6 +170,8 @@ class NodeWork:
             self._copies.enqueue,
             pools=registries.pools,
             peers=peers,
+            uploads=uploads,
+            cloner=PoolCloner(str(pool_dir)),
         )
         reconcile += [volumes.reconcile, copies.reconcile]
         self._close_copies = copies.close

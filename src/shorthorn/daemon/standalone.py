@@ -33,10 +33,12 @@ from shorthorn.daemon.parts import (
 )
 from shorthorn.daemon.program import Program
 from shorthorn.daemon.web import WebServer, loopback_hosts, watched_of
+from shorthorn.domain.image_bytes import ImageBytes
 from shorthorn.domain.models import PoolSpec
 from shorthorn.domain.ports import Engine
 from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
+from shorthorn.images.local_bytes import LocalBytes
 from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
 from shorthorn.kube import in_process
@@ -90,6 +92,8 @@ class Daemon(Program):
         self.pool_dir = Path()
         self.url = ""
         self.login_url = ""
+        self.image_bytes: ImageBytes | None = None
+        """What moves image bytes for the web's edge; None until the pool is open."""
 
     async def _start(self) -> None:
         settings = self._settings
@@ -183,6 +187,7 @@ class Daemon(Program):
             registries, engine, locks, pool, pool_dir=self.pool_dir, use=node, observe=observe
         )
         self._stack.push_async_callback(work.close)
+        self.image_bytes = LocalBytes(work.bytes, registries.copies, engine.pool_uuid)
         await asyncio.gather(*(registry.wait_synced() for registry in registries.all))
         await work.report()
         for task in (*work.tasks(), *image_tasks(registries, observe=observe)):
@@ -213,7 +218,7 @@ class Daemon(Program):
             watched=watched_of(registries),
             rates=Rates(registries.copies),
             access=Access(users, namespace=settings.namespace),
-            image_bytes=None,
+            image_bytes=self.image_bytes,
             sessions=Sessions(key),
             # Browsers keep cookies by host, not by port: two data directories need two names.
             cookie=f"shorthorn_{port}",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
+from shorthorn.domain.image_bytes import UPLOAD_LENGTH
 from shorthorn.domain.models import (
     BackingImage,
     CopyState,
@@ -23,6 +24,7 @@ from shorthorn.domain.models import (
     VolumeState,
 )
 
+_LENGTH_DIGITS = 20
 _FAILED = (CopyState.FAILED, CopyState.FAILED_AND_CLEANUP)
 
 
@@ -36,9 +38,18 @@ def is_alive(pool: Pool) -> bool:
 def room_needed(image: BackingImage) -> int:
     """Return the bytes that one more copy takes; 0 where that is not known yet."""
     status = image.status
+    if not was_ready(image) and image.spec.source_type == SourceType.UPLOAD:
+        return promised_length(image)
     if status.format == ImageFormat.QCOW2:
         return status.real_size_bytes + status.size_bytes
     return status.real_size_bytes
+
+
+def promised_length(image: BackingImage) -> int:
+    """Return how many bytes of an upload will come; 0 where the image does not say it."""
+    text = image.meta.annotations.get(UPLOAD_LENGTH, "")
+    is_number = text.isascii() and text.isdecimal() and len(text) < _LENGTH_DIGITS
+    return int(text) if is_number else 0
 
 
 def was_ready(image: BackingImage) -> bool:
@@ -54,14 +65,25 @@ def wishes(image: BackingImage) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The image that a clone is made of, and its copies."""
+
+    image: BackingImage
+    copies: Sequence[ImageCopy]
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What is seen, sorted by what it means for the plan."""
+    """What is seen, sorted by what it means for the plan. `origin`: of a clone, where there is
+    one.
+    """
 
     image: BackingImage
     copies: Sequence[ImageCopy]
     pools: Sequence[Pool]
     volumes: Sequence[Volume]
     now: datetime
+    origin: Origin | None = None
 
     @cached_property
     def alive(self) -> Mapping[str, Pool]:

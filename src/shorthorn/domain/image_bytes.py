@@ -11,13 +11,28 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, Protocol
+
+from shorthorn.domain.models import ImageKey, ImageRecord
 
 UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 """Annotation of a BackingImage with sourceType upload: how many bytes will come, in decimal."""
 
+LENGTH_PARAMETER: Final = "length"
+"""The same in the source parameters of the image's first copy."""
+
+CLONE_SOURCE: Final = "backing-image"
+"""Source parameter of a clone: the image that it is made of. Longhorn's word."""
+
+CLONE_UUID: Final = "uuid"
+"""Source parameter of a clone's first copy: which image of that name it was."""
+
 RETRY_AT: Final = "shorthorn.io/retry-at"
 """Annotation of a BackingImage (RFC 3339): failed copies are made anew, once for each new value."""
+
+RETRIED: Final = "shorthorn.io/retried"
+"""Annotation by which the BackingImage controller notes which RETRY_AT it has obeyed."""
 
 VERIFY_AT: Final = "shorthorn.io/verify-at"
 """Annotation of a BackingImage (RFC 3339): ready copies are hashed again, once for each value."""
@@ -90,8 +105,8 @@ class ImageBytes(Protocol):
         """Return how far the upload is. Raises NotFound: nothing awaits bytes.
 
         An upload is awaited from when its copy has been given to a pool (a moment after the
-        BackingImage was made) until its last byte is durable; a short while after that it is still
-        found, complete.
+        BackingImage was made) until its last byte is durable. From then on it is found complete,
+        also when the image is ready, so that a lost answer can be asked for again.
         """
 
     async def append(
@@ -103,10 +118,10 @@ class ImageBytes(Protocol):
         status, not here.
         Raises: NotFound: nothing awaits bytes. OffsetMismatch: it goes on elsewhere; nothing is
             taken. InUse: another connection is sending at this moment; one that was silent for
-            STALE_S is ended instead, with Unavailable. SizeOutOfRange: more than the promised
-            length (what was promised is kept up to the last block before it). NoSpace.
-            Whatever `chunks` raises.
-        State:  after an error or cancellation what arrived before is durable, and stays.
+            five seconds is ended instead, with Unavailable. SizeOutOfRange: more than the promised
+            length (the chunk that goes beyond is not taken). NoSpace, ImageRejected: the whole
+            upload has failed, and its bytes go. Whatever `chunks` raises.
+        State:  after any other error or cancellation what arrived before is durable, and stays.
         """
 
     async def abandon(self, image: str) -> None:
@@ -128,4 +143,15 @@ class ImageBytes(Protocol):
         Raises: NotFound: no ready image. SizeOutOfRange: `start` or `stop` is beyond the end.
             InvalidArgument: a range of a form without (`ArtifactForm.has_ranges`). NoSpace,
             Unavailable: a qcow2 image cannot be made.
+        """
+
+
+class ImageCloner(Protocol):
+    """Makes an image of another one's bytes within a pool."""
+
+    async def clone(self, origin: ImageRecord, key: ImageKey, staging: Path) -> ImageRecord:
+        """Leave `artifact` and `base.raw` in `staging`, equal to `origin`'s and synced.
+
+        The record is the origin's, with `key`. Raises: NotFound: it was deleted. NoSpace.
+        Unavailable: may be tried again. State: may be repeated after any failure.
         """

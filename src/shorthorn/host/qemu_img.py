@@ -199,6 +199,24 @@ async def convert_to_raw(
     )
 
 
+async def compress_to_qcow2(source: Path, target: Path, *, virtual_size_bytes: int) -> None:
+    """Write the raw disk `source` into the existing empty file `target`, as compressed qcow2.
+
+    Raises: QemuFailed, QemuTimedOut. OSError(ENOSPC).
+    State:  after an error or cancellation `target` is to be thrown away.
+    """
+    options = "compression_type=zlib,compat=1.1"  # zlib is what every reader of qcow2 knows
+    await _run(
+        (
+            *("qemu-img", "convert", "-c", "-W", "-f", "raw", "-O", "qcow2"),
+            *("-o", options, _SOURCE, _TARGET),
+        ),
+        files=[CagedFile(source, _SOURCE), CagedFile(target, _TARGET, writable=True)],
+        limits=transfer_limits(virtual_size_bytes, writes=True),
+        timeout_s=transfer_timeout_s(virtual_size_bytes),
+    )
+
+
 def transfer_timeout_s(size_bytes: int) -> float:
     """Return how long work over `size_bytes` may take at most, in seconds."""
     return TRANSFER_TIMEOUT_BASE_S + size_bytes / SLOWEST_BYTES_PER_S

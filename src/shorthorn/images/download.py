@@ -18,11 +18,10 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shorthorn.domain.models import ImageFormat
 from shorthorn.images import http_source
 from shorthorn.images.download_journal import DownloadJournal, read_journal, write_journal
 from shorthorn.images.http_source import AlreadyComplete, FileChanged, Part, SourceTroubled
-from shorthorn.images.inspection import judge_head, promised_format
+from shorthorn.images.inspection import EarlyHead, promised_format
 from shorthorn.images.rate import Rate, finish_reporting
 from shorthorn.images.staged_writer import StagedWriter
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from shorthorn.domain.ports import ReportProgress
 
 ARTIFACT_NAME = "artifact"
-#: Enough for every magic number in `images.inspection` but those of foreign disks, seen at the end.
-_EARLY_HEAD_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ class _Transfer:
         if offset_bytes == 0:
             await write_journal(self._request.staging, DownloadJournal(self._request.url))
         async with StagedWriter(self._path, offset_bytes, self._on_durable) as writer:
-            head = _Head(self._promised, skip=offset_bytes > 0)
+            head = EarlyHead(self._promised, skip=offset_bytes > 0)
             try:
                 await self._fill(session, writer, head)
             except SourceTroubled:
@@ -145,7 +142,7 @@ class _Transfer:
         await write_journal(self._request.staging, self._journal)
 
     async def _fill(
-        self, session: aiohttp.ClientSession, writer: StagedWriter, head: _Head
+        self, session: aiohttp.ClientSession, writer: StagedWriter, head: EarlyHead
     ) -> None:
         """Request after request until the file is complete."""
         failures = 0
@@ -197,7 +194,7 @@ class _Transfer:
                 )
             yield part
 
-    async def _take(self, part: Part, writer: StagedWriter, head: _Head) -> None:
+    async def _take(self, part: Part, writer: StagedWriter, head: EarlyHead) -> None:
         total = self._journal.total_bytes
         async for chunk in part.chunks():
             head.see(chunk)
@@ -209,28 +206,6 @@ class _Transfer:
             raise SourceTroubled(
                 f"the server ended after {writer.position} of {total} promised bytes"
             )
-
-
-class _Head:
-    """The first bytes of a file, judged as soon as there are enough of them."""
-
-    def __init__(self, promised: ImageFormat | None, *, skip: bool) -> None:
-        self._promised = promised
-        self._bytes = bytearray()
-        self._judged = skip
-
-    def see(self, chunk: bytes) -> None:
-        if not self._judged:
-            self._bytes += chunk
-            if len(self._bytes) >= _EARLY_HEAD_BYTES:
-                self.judge()
-
-    def judge(self) -> None:
-        """Raises: NotAcceptable."""
-        if not self._judged:
-            judge_head(bytes(self._bytes), promised=self._promised)
-            self._judged = True
-            self._bytes.clear()
 
 
 def _changed(

@@ -2,8 +2,8 @@
 
 Owns the judgement that everything later relies on: the format found here is stored and told to
 every tool. Must never run a program or be run twice over the same bytes with different rules; must
-never trust what the source said about them. Called by `images.download` (on the first bytes, only
-to give up early) and `images.fetcher` (on the complete file; that one counts).
+never trust what the source said about them. Called by `images.download` and `images.uploads` (on
+the first bytes, only to give up early) and at the end of both (on the complete file; that counts).
 
 Detection is oslo.utils' `format_inspector`; whatever it does not know is raw, as everywhere: boot
 sectors, partition tables, ISO images and plain file systems are disks. Text that a web server sends
@@ -35,6 +35,8 @@ SECTOR_BYTES = 512
 #: The inspectors that need most (VHDX) look at 320 KiB; reading goes on no further than this.
 HEAD_BYTES = 1 << 20
 _FEED_BYTES = 64 << 10
+#: Enough for every magic number here but those of foreign disks, which are seen at the end.
+_EARLY_HEAD_BYTES = 64 << 10
 #: The inspectors decide on whole regions of this size; a shorter file must not slip by as raw.
 _SMALLEST_HEAD_BYTES = 4096
 #: No disk that a guest sees here is larger; a header that says so is a mistake or an attack.
@@ -129,6 +131,32 @@ def judge_head(head: bytes, *, promised: ImageFormat | None = None) -> ImageForm
     if promised is ImageFormat.QCOW2:
         raise NotAcceptable("the URL names a qcow2 image, but what it serves is not qcow2")
     return ImageFormat.RAW
+
+
+class EarlyHead:
+    """The first bytes of a file that arrives, judged as soon as there are enough of them.
+
+    Args: skip: the first bytes were seen before, by somebody else.
+    """
+
+    def __init__(self, promised: ImageFormat | None, *, skip: bool) -> None:
+        self._promised = promised
+        self._bytes = bytearray()
+        self._judged = skip
+
+    def see(self, chunk: bytes) -> None:
+        """Raises: NotAcceptable."""
+        if not self._judged:
+            self._bytes += chunk
+            if len(self._bytes) >= _EARLY_HEAD_BYTES:
+                self.judge()
+
+    def judge(self) -> None:
+        """Raises: NotAcceptable."""
+        if not self._judged:
+            judge_head(bytes(self._bytes), promised=self._promised)
+            self._judged = True
+            self._bytes.clear()
 
 
 def _refuse_what_is_no_disk(head: bytes) -> None:

@@ -3,7 +3,7 @@
 Owns the half-made artifact while it grows: three lanes that run beside the network. One writes
 (zero runs stay holes), one computes the SHA-512 of what is written, one makes it durable and then
 says how far it is. Must never say that a byte is durable before it is, and never hold more than a
-few blocks in memory. Called by `images.download` and `images.peer_transfer`.
+few blocks in memory. Called by `images.download`, `images.peer_transfer` and `images.uploads`.
 
 The hash lane reads what was written from the page cache. After a restart it begins at the first
 byte, which is on disk, while the network goes on behind it; so neither ever waits for the other,
@@ -92,7 +92,9 @@ class StagedWriter:
         self._durable = offset_bytes
         self._hashed = 0
         self._sha512 = hashlib.sha512()
+        self._flush_to = 0
         self._progressed = asyncio.Event()
+        self._settled = asyncio.Event()
         self._ended = False
         self._error: BaseException | None = None
         self._lanes: list[asyncio.Task[None]] = []
@@ -163,6 +165,21 @@ class StagedWriter:
         self._raise_error()
         return self._sha512.hexdigest()
 
+    async def flush(self) -> None:
+        """Make durable what was taken so far, and go on; one caller at a time.
+
+        Raises: OSError.
+        """
+        if self._block.end > self._block.start:
+            block, self._block = self._block, _Block(self.position, self.position)
+            await self._queue.put(block)
+        self._flush_to = self.position
+        while self._durable < self._flush_to and self._error is None:
+            self._settled.clear()
+            self._progressed.set()
+            await self._settled.wait()
+        self._raise_error()
+
     async def suspend(self) -> None:
         """Make everything durable that was taken so far, without waiting for the hash.
 
@@ -191,6 +208,7 @@ class StagedWriter:
             self._error = self._error or exc
             self._ended = True
             self._progressed.set()
+            self._settled.set()
             if lane == self._write_lane:
                 while await self._queue.get() is not None:
                     pass
@@ -236,20 +254,28 @@ class StagedWriter:
     async def _durable_lane(self) -> None:
         due = time.monotonic() + CHECKPOINT_INTERVAL_S
         while not self._ended:
-            await self._wait_for_progress()
-            pending = self._written - self._durable
-            if pending >= CHECKPOINT_BYTES or (pending and time.monotonic() >= due):
+            # Looked at before every wait: what was written during a sync has set no event for us.
+            if self._is_due(due):
                 await self._checkpoint()
                 due = time.monotonic() + CHECKPOINT_INTERVAL_S
+            else:
+                await self._wait_for_progress()
         if self._error is None:
             await self._checkpoint()
+
+    def _is_due(self, due: float) -> bool:
+        pending = self._written - self._durable
+        if pending >= CHECKPOINT_BYTES or self._durable < self._flush_to <= self._written:
+            return True
+        return pending > 0 and time.monotonic() >= due
 
     async def _checkpoint(self) -> None:
         """Sync, then report: what is said to be durable was written before the sync began."""
         written = self._written
         await in_thread(os.fdatasync, self._descriptor)
-        self._durable = written
         await self._on_durable(written)
+        self._durable = written
+        self._settled.set()
 
     async def _wait_for_progress(self) -> None:
         """Sleep until something was written or ended; also wakes up when a checkpoint is due."""
