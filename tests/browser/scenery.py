@@ -17,6 +17,8 @@ from tests.integration.daemon_process import ServiceProcess
 from tests.integration.service_api import SYSTEM, Object
 
 MIB = 1 << 20
+#: For each 64 KiB: 8 MiB take two and a half seconds, in which progress is told five times.
+_SLOW_S = 0.02
 _SEED = 20_261_124
 
 
@@ -67,6 +69,12 @@ class Images:
     def serve(self, content: bytes, *behaviours: Behaviour, name: str = "disk.img") -> Served:
         """Serve bytes until the end of the test."""
         return self._servers.enter_context(serve(content, *behaviours, name=name))
+
+    def serve_slowly(self, content: bytes, *, name: str, pause_after: int) -> Served:
+        """Serve bytes slowly enough for progress to be seen, and stop until `resume` is set."""
+        served = self.serve(content, Behaviour(pause_after=pause_after), Behaviour(), name=name)
+        served.on_sent = lambda sent: served.resume.wait(_SLOW_S) and None
+        return served
 
     def begin(self, name: str, url: str, **spec: Any) -> None:
         """Make an image, and do not wait for its bytes."""
