@@ -58,6 +58,10 @@ def has_condition(obj: Object | None, kind: str, status: str = "True") -> bool:
     return any((c["type"], c["status"]) == (kind, status) for c in conditions)
 
 
+def _files(image: Object | None) -> Object:
+    return dict(((image or {}).get("status") or {}).get("diskFileStatusMap") or {})
+
+
 class Images:
     """Makes images in a service, and takes all away that were not there before."""
 
@@ -79,6 +83,14 @@ class Images:
     def begin(self, name: str, url: str, **spec: Any) -> None:
         """Make an image, and do not wait for its bytes."""
         self.api.create(manifest(name, url, **spec))
+
+    def begin_upload(self, name: str, length_bytes: int, **spec: Any) -> None:
+        """Make an image that waits for bytes, and wait until a pool does."""
+        obj = manifest(name, "", **spec)
+        obj["metadata"]["annotations"] = {"shorthorn.io/upload-length": str(length_bytes)}
+        obj["spec"] |= {"sourceType": "upload", "sourceParameters": {}}
+        self.api.create(obj)
+        self.api.wait("BackingImage", SYSTEM, name, lambda i: bool(_files(i)))
 
     def ready(self, name: str) -> Object:
         """Return an image as soon as it is ready."""
