@@ -1,7 +1,7 @@
 # The one door: thin targets over scripts/ and .venv/bin. Each makes the checkout ready first
 # (scripts/setup), which takes no time when nothing is missing.
 .DEFAULT_GOAL := help
-.PHONY: help run up down test conformance e2e check bench fmt lock generate manifests container clean
+.PHONY: help run up down test conformance e2e browser screenshots check bench fmt lock generate manifests container clean
 bin := .venv/bin
 export DATA_DIR ?= .data
 
@@ -37,6 +37,14 @@ conformance: ## csi-sanity on XFS and btrfs, mount and block; needs root and Go
 e2e: ## tests on a real Kubernetes, built from its sources once; needs root and Go (PYTEST="-k name")
 	@SHORTHORN_TARGET=e2e scripts/setup e2e
 	@scripts/e2e $(PYTEST)
+
+browser: ## the web page in a real Chromium, every flow; needs root (PYTEST="-k name" for some)
+	@SHORTHORN_TARGET=browser scripts/setup browser
+	@scripts/browser $(PYTEST)
+
+screenshots: ## take the pictures of the web page in docs/images anew; needs root
+	@SHORTHORN_TARGET=screenshots scripts/setup browser
+	@scripts/screenshots
 
 check: ## format, lint, types, layers, house rules; under a minute, no root
 	@scripts/setup check

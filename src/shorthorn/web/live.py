@@ -21,12 +21,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from shorthorn.domain.errors import InvalidArgument, Unavailable
+from shorthorn.domain.image_bytes import RETRY_AT, VERIFY_AT
 from shorthorn.domain.ports import Registry
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
 from shorthorn.web.site import Site, render, session_of, site_of
-from shorthorn.web.views.image import detail_of
-from shorthorn.web.views.images import Query, list_images, row_of
+from shorthorn.web.views.image import Detail, detail_of
+from shorthorn.web.views.images import Query, is_match, list_images, row_of
 from shorthorn.web.views.overview import overview_of
 from shorthorn.web.views.volumes import list_volumes, snapshot_row, volume_row
 from shorthorn.web.watched import mark_of
@@ -34,6 +35,8 @@ from shorthorn.web.watched import mark_of
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
+
+    from shorthorn.domain.models import BackingImage
 
 HEARTBEAT_S: Final = 15.0
 #: Changes of so short a time are one event: an import changes three objects at once.
@@ -190,9 +193,10 @@ async def _feed_of(request: Request) -> Feed:
 
 @dataclass
 class _Shown:
-    """The names on the page, and all there are."""
+    """The names on the page, those that it is about, and all there are."""
 
     rows: set[str] = field(default_factory=set)
+    matching: set[str] = field(default_factory=set)
     all: set[str] = field(default_factory=set)
 
 
@@ -205,7 +209,15 @@ def _images_feed(site: Site, request: Request) -> Feed:
         images = watched.images.cached()
         listing = list_images(images, watched.copies_by_image(), query)
         shown.rows = {row.name for row in listing.rows}
+        shown.matching = {image.meta.name for image in images if is_match(image, query)}
         shown.all = {image.meta.name for image in images}
+
+    def is_other_list(name: str) -> bool:
+        """Whether an image came, went, or is another one to the filter than before."""
+        image = watched.images.find_cached(name)
+        if (image is None) == (name in shown.all):
+            return True
+        return image is not None and is_match(image, query) != (name in shown.matching)
 
     def react(changes: Changes) -> list[tuple[str, str]]:
         names = set(changes["images"])
@@ -214,10 +226,7 @@ def _images_feed(site: Site, request: Request) -> Feed:
             if copy is not None:
                 names.add(copy.spec.image)
         told: list[tuple[str, str]] = []
-        is_other = any(
-            (watched.images.find_cached(name) is None) == (name in shown.all)
-            for name in changes["images"]
-        )
+        is_other = any(is_other_list(name) for name in changes["images"])
         rows = []
         for name in sorted(names & shown.rows):
             image = watched.images.find_cached(name)
@@ -240,16 +249,25 @@ def _image_feed(site: Site, request: Request) -> Feed:
     watched = site.watched
     name = request.query_params.get("name", "")
 
-    def react(changes: Changes) -> list[tuple[str, str]]:
+    def look() -> tuple[BackingImage | None, Detail | None]:
         image = watched.images.find_cached(name)
-        if name in changes["images"] and image is None:
-            return [("list", "")]
+        if image is None:
+            return None, None
+        pools = {pool.spec.pool_uuid: pool for pool in watched.pools.cached()}
+        return image, detail_of(image, watched.copies_of(name), pools, site.rates)
+
+    shown = [_frame(*look())]
+
+    def react(changes: Changes) -> list[tuple[str, str]]:
         copies = watched.copies_of(name)
         is_ours = name in changes["images"] or any(c.meta.name in changes["copies"] for c in copies)
         told: list[tuple[str, str]] = []
-        if image is not None and is_ours:
-            pools = {pool.spec.pool_uuid: pool for pool in watched.pools.cached()}
-            detail = detail_of(image, copies, pools, site.rates)
+        if is_ours:
+            image, detail = look()
+            frame = _frame(image, detail)
+            if frame != shown[0]:
+                shown[0] = frame
+                return [("list", "")]
             text = render(request, "image/status.html", image=detail, is_update=True)
             told.append(("row", text))
         for volume_name in changes["volumes"]:
@@ -262,6 +280,15 @@ def _image_feed(site: Site, request: Request) -> Feed:
     kinds: dict[str, Registry[Any]] = {"images": watched.images, "copies": watched.copies}
     kinds |= {"volumes": watched.volumes}
     return Feed(kinds, (user_api.IMAGES,), react)
+
+
+def _frame(image: BackingImage | None, detail: Detail | None) -> object:
+    """Return what of the page, besides its status, depends on an image: forms, links, handle."""
+    if image is None or detail is None:
+        return None
+    asked = [image.meta.annotations.get(key, "") for key in (RETRY_AT, VERIFY_AT)]
+    may = (detail.has_bytes, detail.may_retry, detail.awaits_upload)
+    return (*may, image.meta.uid, detail.uuid, asked)
 
 
 def _overview_feed(site: Site, request: Request) -> Feed:

@@ -36,7 +36,7 @@ async def show(request: Request) -> Response:
         return _enter(request, site, "admin", site.links_token)
     if request.state.session is not None and not request.query_params.get("ended"):
         return see_other("/")
-    return _form(request, "")
+    return _form(request, "", is_ended=bool(request.query_params.get("ended")))
 
 
 async def sign_in(request: Request) -> Response:
@@ -99,6 +99,9 @@ def _own_path(path: str) -> str:
     return path if is_ours and not parts.scheme and not parts.netloc else "/"
 
 
-def _form(request: Request, problem: str, status: int = 200) -> Response:
+def _form(
+    request: Request, problem: str, status: int = 200, *, is_ended: bool = False
+) -> Response:
     back = _own_path(request.query_params.get("next", ""))
-    return page(request, "login.html", status=status, problem=problem, next=back)
+    values = {"problem": problem, "next": back, "is_ended": is_ended}
+    return page(request, "login.html", status=status, **values)

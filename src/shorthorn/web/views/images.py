@@ -124,7 +124,7 @@ def list_images(
     images: Sequence[BackingImage], copies: Mapping[str, Sequence[ImageCopy]], query: Query
 ) -> Listing:
     """Return the page of the list that `query` asks for; only its rows are made."""
-    found = [image for image in images if _matches(image, query)]
+    found = [image for image in images if is_match(image, query)]
     key = SORT_KEYS[query.sort.lstrip("-")]
     found.sort(key=lambda image: image.meta.name)
     found.sort(key=lambda image: key(image, copies), reverse=query.sort.startswith("-"))
@@ -198,7 +198,8 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{host}{port}{parts.path}" if host else ""
 
 
-def _matches(image: BackingImage, query: Query) -> bool:
+def is_match(image: BackingImage, query: Query) -> bool:
+    """Whether the list that `query` asks for, on whichever page, has the image."""
     if query.source and image.spec.source_type != query.source:
         return False
     if query.state and state_of(image)[0] != query.state:

@@ -1,0 +1,105 @@
+"""Pages that are open while the service dies, comes back, or ends all sessions."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+from tests.browser.chromium import Visitor, visiting
+from tests.browser.conftest import cookies_of
+from tests.browser.scenery import Images, url_of
+from tests.integration import storage
+from tests.integration.daemon_process import ServiceProcess, running
+
+_OUT_OF_REACH = (r"ERR_CONNECTION_REFUSED", r"ERR_INCOMPLETE_CHUNKED_ENCODING", r"ERR_CONNECTION")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[ServiceProcess]:
+    """A service of this module's own, to be killed by its tests."""
+    storage.require(storage.XFS)
+    root = Path(tempfile.mkdtemp(prefix="shorthorn-restarts-"))
+    try:
+        with running(root / "data") as process:
+            yield process
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def visitor(browser: Browser, service: ServiceProcess) -> AsyncIterator[Visitor]:
+    """Somebody who is signed in and knows that the service goes away."""
+    cookies = await cookies_of(browser, service)
+    async with visiting(browser, url_of(service), storage_state=cookies) as made:
+        made.expect_complaint(*_OUT_OF_REACH)
+        yield made
+
+
+async def test_an_open_page_outlives_a_killed_service(
+    visitor: Visitor, images: Images, service: ServiceProcess
+) -> None:
+    images.make("before")
+    page = await visitor.go("/images")
+    await expect(page.get_by_role("link", name="before", exact=True)).to_be_visible()
+    await page.evaluate("window.isTheSamePage = true")
+    service.kill()
+    await expect(page.get_by_text("Connection lost.")).to_be_visible()
+
+    service.start()
+    images.make("after")
+    await expect(page.get_by_role("link", name="after", exact=True)).to_be_visible()
+    await expect(page.get_by_text("Connection lost.")).to_be_hidden()
+    await expect(page.get_by_role("link", name="before", exact=True)).to_be_visible()
+    await page.get_by_role("link", name="before", exact=True).click()
+    await expect(page.locator(".state-line")).to_contain_text("ready")
+
+
+async def test_a_change_during_the_absence_is_on_the_page_afterwards(
+    visitor: Visitor, images: Images, service: ServiceProcess
+) -> None:
+    images.make("gone")
+    page = await visitor.go("/images/gone")
+    await expect(page.locator(".state-line")).to_contain_text("ready")
+    service.kill()
+    await expect(page.get_by_text("Connection lost.")).to_be_visible()
+    service.start()
+    images.remove_all()
+    visitor.expect_complaint("status of 404")
+    await expect(page.get_by_role("heading", name="Not found")).to_be_visible()
+
+
+async def test_a_session_that_ends_leads_to_the_login_page_and_back(
+    visitor: Visitor, service: ServiceProcess
+) -> None:
+    visitor.expect_complaint("status of 401", "EventSource's response has a")
+    page = await visitor.go("/images?q=some")
+    await expect(page.get_by_label("Name or source")).to_have_value("some")
+    assert service.stop() == 0
+    (service.data_dir / "web.key").unlink()
+    service.start()
+    await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    await expect(page.get_by_text("Your session has ended.")).to_be_visible()
+    await page.get_by_label("Token").fill((service.data_dir / "token").read_text().strip())
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("heading", name="Backing images")).to_be_visible()
+    await expect(page.get_by_label("Name or source")).to_have_value("some")
+
+
+async def test_a_form_of_an_ended_session_changes_nothing(
+    visitor: Visitor, images: Images, service: ServiceProcess
+) -> None:
+    visitor.expect_complaint("status of 401", "EventSource's response has a")
+    images.make("stays")
+    page = await visitor.go("/images/stays/delete")
+    assert service.stop() == 0
+    (service.data_dir / "web.key").unlink()
+    service.start()
+    await page.get_by_role("button", name="Delete the image").click()
+    await expect(page).to_have_url(re.compile("/login"))
+    assert images.ready("stays")

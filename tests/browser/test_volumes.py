@@ -1,0 +1,103 @@
+"""Volumes and snapshots, the overview, and the checker of handles."""
+
+from __future__ import annotations
+
+from playwright.async_api import expect
+from tests.browser.chromium import Visitor
+from tests.browser.scenery import MIB, Images, disk
+from tests.fakes.image_server import Behaviour
+from tests.integration.service_api import Namespace
+
+
+async def test_a_volume_appears_and_its_snapshot_is_restored(
+    visitor: Visitor, images: Images, own: Namespace
+) -> None:
+    page = await visitor.go("/volumes")
+    own.claim("data", "64Mi", volumeMode="Block")
+    volume = own.volume_of("data")["spec"]["csi"]["volumeHandle"]
+    await expect(page.get_by_role("rowheader", name=volume)).to_be_visible()
+
+    own.snapshot_class("snap", type="snap")
+    own.snapshot("kept", claim="data", cls=f"{own.name}-snap")
+    own.ready("kept")
+    await expect(page.get_by_role("link", name="Restore", exact=False)).to_be_visible()
+    await page.get_by_role("link", name="Restore", exact=False).click()
+    await page.get_by_label("Name of the claim").fill("restored")
+    await page.get_by_label("Namespace").fill(own.name)
+    await page.get_by_label("Block").check()
+    await page.get_by_role("button", name="Make the claim").click()
+    await expect(page.get_by_text(f"Claim {own.name}/restored is made")).to_be_visible()
+    own.bound("restored")
+    own.api.delete("VolumeSnapshotContent", "", "restored")
+
+
+async def test_an_image_becomes_a_volume(
+    visitor: Visitor, images: Images, own: Namespace
+) -> None:
+    visitor.expect_complaint("status of 4")
+    images.make("golden", disk(32 * MIB))
+    page = await visitor.go("/images/golden")
+    await page.get_by_role("link", name="Make a volume").click()
+    await page.get_by_label("Namespace").fill(own.name)
+    await page.get_by_label("Size").fill("much")
+    await page.get_by_label("Block").check()
+    await page.get_by_role("button", name="Make the claim").click()
+    await expect(page.get_by_role("alert")).to_contain_text("as in 10Gi")
+    await expect(page.get_by_label("Namespace")).to_have_value(own.name)
+    await page.get_by_label("Size").fill("64Mi")
+    await page.get_by_role("button", name="Make the claim").click()
+    await expect(page.get_by_text(f"Claim {own.name}/golden is made")).to_be_visible()
+    own.bound("golden")
+    volume = own.volume_of("golden")["spec"]["csi"]["volumeHandle"]
+    await page.get_by_role("link", name="Volumes").last.click()
+    await expect(page.get_by_role("rowheader", name=volume)).to_be_visible()
+    own.api.delete("VolumeSnapshotContent", "", "golden")
+
+
+async def test_the_overview_shows_room_transfers_and_errors(
+    visitor: Visitor, images: Images
+) -> None:
+    page = await visitor.go("/")
+    await expect(page.get_by_text("healthy")).to_be_visible()
+    await expect(page.get_by_text("Nothing moves at the moment.")).to_be_visible()
+    pools = page.get_by_role("region", name="Pools")
+    await expect(pools.get_by_role("meter")).to_have_count(1)
+    await expect(pools).to_contain_text("MiB of")
+
+    served = images.serve(disk(8 * MIB), Behaviour(pause_after=4 * MIB), name="moving.img")
+    images.begin("moving", served.url)
+    transfers = page.get_by_role("region", name="Running transfers")
+    await expect(transfers.get_by_role("link", name="moving")).to_be_visible()
+    await expect(transfers.get_by_role("progressbar")).to_have_count(1)
+    served.resume.set()
+    await expect(page.get_by_text("Nothing moves at the moment.")).to_be_visible()
+    await expect(page.locator(".figures")).to_contain_text("1")
+
+    images.begin("broken", images.serve(b"", Behaviour(status=404)).url)
+    errors = page.get_by_role("region", name="Last errors")
+    await expect(errors).to_contain_text("404")
+    await errors.get_by_role("link", name="broken").click()
+    await expect(page.get_by_role("heading", name="broken")).to_be_visible()
+
+
+async def test_handles_good_and_bad(visitor: Visitor, images: Images) -> None:
+    images.make("there")
+    page = await visitor.go("/handle")
+    handle = page.get_by_label("Handle", exact=True)
+    await handle.fill("bi://backing?backingImageDataSourceType=download&backingImage=there")
+    await expect(page.get_by_text("names something")).to_be_visible()
+    await page.get_by_role("link", name="Show it").click()
+    await expect(page.get_by_role("heading", name="there")).to_be_visible()
+
+    await visitor.go("/handle")
+    await handle.fill("bi://backing?backingImageDataSourceType=download&backingImage=nowhere")
+    await expect(page.get_by_text("cannot be used")).to_be_visible()
+    url = "https%3A%2F%2Fexample.org%2Fdisk.img"
+    await handle.fill(
+        f"bi://backing?backingImageDataSourceType=download&backingImage=soon&url={url}"
+    )
+    await expect(page.get_by_text("made on demand")).to_be_visible()
+    await handle.fill("bi:/x")
+    await expect(page.get_by_text("cannot be used")).to_be_visible()
+    await page.get_by_role("button", name="Check").click()
+    await expect(page.get_by_text("cannot be used")).to_be_visible()
