@@ -14,6 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,7 +24,7 @@ from shorthorn.domain.image_bytes import ArtifactForm, ImageBytes, OpenArtifact,
 from shorthorn.kube import user_api
 from shorthorn.web.byte_ranges import NotSatisfiable, find_range
 from shorthorn.web.guard import read_limited
-from shorthorn.web.site import session_of, site_of
+from shorthorn.web.site import image_named_in, session_of, site_of
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -42,6 +43,7 @@ _TYPES: Final = {
 
 async def upload_options(request: Request) -> Response:
     """Say what of tus there is."""
+    image_named_in(request)
     return Response(status_code=204, headers=_TUS | {"Tus-Version": TUS_VERSION})
 
 
@@ -212,14 +214,15 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _uploading(request: Request) -> tuple[ImageBytes, str]:
+    """Return who takes the bytes of this version of tus, once the user may send them."""
     if request.headers.get("tus-resumable", TUS_VERSION) != TUS_VERSION:
-        raise InvalidArgument("Tus-Resumable", f"only {TUS_VERSION} is spoken")
+        raise HTTPException(412, f"only tus {TUS_VERSION} is spoken", {"Tus-Version": TUS_VERSION})
     return await _bytes_for(request, "update")
 
 
 async def _bytes_for(request: Request, verb: str) -> tuple[ImageBytes, str]:
     """Return who moves the bytes, once the user may."""
-    site, name = site_of(request), str(request.path_params["name"])
+    site, name = site_of(request), image_named_in(request)
     await site.access.require(session_of(request), verb, user_api.IMAGES, name)
     if site.image_bytes is None:
         raise Unavailable("image bytes", "this program cannot reach them")

@@ -14,7 +14,8 @@ from urllib.parse import parse_qs
 
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from shorthorn.domain.errors import DomainError, InvalidArgument
+from shorthorn.domain.errors import DomainError, InvalidArgument, NotFound
+from shorthorn.domain.handle_traps import IMAGE_NAME_FORM
 from shorthorn.domain.image_bytes import ImageBytes
 from shorthorn.kube.user_api import Refused
 from shorthorn.web import rendering
@@ -76,6 +77,14 @@ def session_of(request: Request) -> Session:
     session = request.state.session
     assert isinstance(session, Session), "paths without a session look for themselves"
     return session
+
+
+def image_named_in(request: Request) -> str:
+    """Return the image that the path names. Raises NotFound: nothing can have such a name."""
+    name = str(request.path_params["name"])
+    if not IMAGE_NAME_FORM.fullmatch(name):
+        raise NotFound("backing image", name)
+    return name
 
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:

@@ -15,7 +15,14 @@ from shorthorn.domain.errors import DomainError, NotFound
 from shorthorn.domain.image_bytes import RETRY_AT, UPLOAD_LENGTH, VERIFY_AT
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
-from shorthorn.web.site import page, problem_or_raise, see_other, session_of, site_of
+from shorthorn.web.site import (
+    image_named_in,
+    page,
+    problem_or_raise,
+    see_other,
+    session_of,
+    site_of,
+)
 from shorthorn.web.views.image import detail_of
 from shorthorn.web.views.manifests import Names, handle_of, objects_for, to_yaml
 from shorthorn.web.views.users import Cluster, users_of
@@ -56,7 +63,7 @@ async def ask_deletion(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     """Ask for deletion; finalizers may keep the object for a while."""
-    site, session, name = site_of(request), session_of(request), _name(request)
+    site, session, name = site_of(request), session_of(request), image_named_in(request)
     path = user_api.IMAGES.path(site.namespace, name)
     try:
         await site.access.api.request(session.token, "DELETE", path)
@@ -91,7 +98,7 @@ routes = [
 
 
 async def _annotate(request: Request, key: str) -> Response:
-    site, session, name = site_of(request), session_of(request), _name(request)
+    site, session, name = site_of(request), session_of(request), image_named_in(request)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     body = {"metadata": {"annotations": {key: now}}}
     path = user_api.IMAGES.path(site.namespace, name)
@@ -191,21 +198,19 @@ async def _list(
         return None
 
 
-def _name(request: Request) -> str:
-    return str(request.path_params["name"])
-
-
 def _image(request: Request) -> BackingImage:
-    image = site_of(request).watched.images.find_cached(_name(request))
+    image = site_of(request).watched.images.find_cached(image_named_in(request))
     if image is None:
-        raise NotFound("backing image", _name(request))
+        raise NotFound("backing image", image_named_in(request))
     return image
 
 
 async def _known(request: Request) -> BackingImage:
     """Return the image, also one that was made a moment ago and no watch has told of yet."""
     watched = site_of(request).watched
-    image = watched.images.find_cached(_name(request)) or await watched.images.find(_name(request))
+    image = watched.images.find_cached(image_named_in(request)) or await watched.images.find(
+        image_named_in(request)
+    )
     if image is None:
-        raise NotFound("backing image", _name(request))
+        raise NotFound("backing image", image_named_in(request))
     return image
