@@ -9,6 +9,9 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import signal
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +24,9 @@ from shorthorn.domain import errors, names
 from shorthorn.domain.image_bytes import ArtifactForm, UploadState
 from shorthorn.domain.models import CopyState, ImageCopy, ImageCopySpec, ImageKey, Meta
 from shorthorn.engines.local import LocalEngine
+from shorthorn.host import extents
 from shorthorn.images.checksum import Sha512Checksummer
+from shorthorn.images.clones import PoolCloner
 from shorthorn.images.local_bytes import LocalBytes, PoolBytes
 from shorthorn.images.uploads import JOURNAL_NAME, Uploads
 from shorthorn.kit import process
@@ -29,7 +34,6 @@ from shorthorn.kit.keyed import KeyedLocks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.root
 
@@ -60,6 +64,7 @@ class Host:
             KeyedLocks(),
             lambda _: self.woken.set(),
             uploads=self.uploads,
+            cloner=PoolCloner("pool-1"),
         )
 
     @property
@@ -85,8 +90,8 @@ class Host:
         await self.awaited()
 
     async def awaited(self) -> None:
-        """Reconcile until bytes are awaited."""
-        while self.uploads.state(KEY) is None:
+        """Reconcile until bytes are awaited, or the image is there."""
+        while self.uploads.state(KEY) is None and await self.engine.find_image(KEY) is None:
             await self.reconciler.reconcile(self.name)
             await asyncio.sleep(0.001)
 
@@ -356,3 +361,49 @@ async def test_a_conversion_that_nobody_waits_for_is_ended(xfs_dir: Path) -> Non
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert host.staged() == []
+
+
+async def test_a_clone_shares_all_blocks_of_its_origin(xfs_dir: Path) -> None:
+    async with host_in(xfs_dir) as host:
+        await _sent(host, DATA)
+        origin = await host.engine.find_image(KEY)
+        assert origin is not None
+        parameters = {"backing-image": KEY.name, "uuid": KEY.uuid}
+        spec = ImageCopySpec(
+            "second", "2b", "n", host.engine.pool_uuid, "clone", parameters, origin.checksum
+        )
+        name = names.copy_name("second", host.engine.pool_uuid)
+        await host.copies.create(ImageCopy(Meta(name), spec))
+        async with asyncio.timeout(30):
+            while (copy := await host.copies.find(name)) and not copy.status.checksum:
+                await host.reconciler.reconcile(name)
+                await asyncio.sleep(0.005)
+        clone = await host.engine.find_image(ImageKey("second", "2b"))
+        assert clone is not None
+        assert clone.checksum == origin.checksum
+        shared = await extents.shared_with(Path(origin.base_path), Path(clone.base_path))
+        assert shared == 6 * MIB
+        async with host.bytes.read("second", ArtifactForm.ARTIFACT) as opened:
+            assert b"".join([chunk async for chunk in opened.chunks]) == DATA
+
+
+@pytest.mark.parametrize("delay_ms", [30, 120, 300])
+async def test_a_killed_process_leaves_an_upload_that_goes_on(xfs_dir: Path, delay_ms: int) -> None:
+    """The sender dies at any moment; what its journal says is durable is right."""
+    length = 64 * MIB
+    data = random.Random(length).randbytes(length)
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.integration.upload_crasher"),
+        *(str(xfs_dir), str(length), str(delay_ms / 1000)),
+        cwd=Path(__file__).parents[2],
+    )
+    assert await child.wait() == -signal.SIGALRM
+    async with host_in(xfs_dir) as host:
+        await host.begin(length, hashlib.sha512(data).hexdigest())
+        state = await host.bytes.upload_state(KEY.name)
+        if not state.is_complete:  # it may have been killed after its commit
+            offset = state.offset_bytes
+            await host.bytes.append(KEY.name, offset, pieces(data[offset:], MIB))
+        copy = await host.ended()
+        assert copy.status.state is CopyState.READY, copy.status
+        assert copy.status.checksum == hashlib.sha512(data).hexdigest()

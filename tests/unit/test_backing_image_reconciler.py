@@ -205,7 +205,7 @@ async def test_an_export_goes_to_the_pool_of_its_volume(host: Host) -> None:
     assert copy.spec.source_parameters["volume-name"] == "pvc-1"
 
 
-@pytest.mark.parametrize("source", ["upload", "restore", "clone"])
+@pytest.mark.parametrize("source", ["restore"])
 async def test_a_source_that_is_not_supported_fails_by_name(host: Host, source: str) -> None:
     await host.create(source, {})
     await host.settle()

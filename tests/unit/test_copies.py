@@ -20,13 +20,14 @@ from shorthorn.domain.copies import (
     SYNCS_MAX,
     CreateCopy,
     DropWish,
+    NoteRetry,
     Refuse,
     RemoveCopy,
     Wait,
     last_references,
     plan_copies,
 )
-from shorthorn.domain.copy_scene import is_alive, room_needed
+from shorthorn.domain.copy_scene import Origin, is_alive, room_needed
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageSpec,
@@ -161,7 +162,7 @@ def test_an_export_stays_in_the_pool_of_its_volume():
     assert waits(plan(export, [], silent, [own])) == ["NoPool"]
 
 
-@pytest.mark.parametrize("source", ["upload", "restore", "clone"])
+@pytest.mark.parametrize("source", ["restore"])
 def test_a_source_that_is_not_supported_is_refused(source):
     (step,) = plan(image(source=source), [], [pool("a")])
     assert step.reason == "UnsupportedSource"
@@ -565,3 +566,64 @@ def test_any_order_of_events_converges_and_loses_nothing(floor, nodes, events):
     for uuid, entry in cluster.files.items():
         if not entry.eviction_requested and not cluster.is_evicted(uuid) and uuid not in staying:
             raise AssertionError(f"a copy was asked for on {uuid}")
+
+
+# --- uploads, clones, and what is asked for again
+
+
+def annotated(made, **annotations):
+    keys = {f"shorthorn.io/{key.replace('_', '-')}": text for key, text in annotations.items()}
+    return dataclasses.replace(made, meta=dataclasses.replace(made.meta, annotations=keys))
+
+
+def reasons(wanted, pools, origin=None):
+    steps = plan_copies(wanted, [], pools, [], NOW, origin)
+    return [step.reason for step in steps if isinstance(step, Refuse | Wait)]
+
+
+def test_an_upload_goes_where_its_length_fits():
+    pools = [pool("a", room=GIB), pool("b", room=3 * GIB)]
+    wanted = annotated(image(source="upload"), upload_length=str(2 * GIB))
+    assert plan_copies(wanted, [], pools, [], NOW) == (CreateCopy(pools[1], "upload"),)
+    assert reasons(wanted, pools[:1]) == ["NoPool"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1e9", "9" * 30])
+def test_an_upload_without_a_length_is_refused(text):
+    wanted = annotated(image(source="upload"), upload_length=text)
+    assert reasons(wanted, [pool("a")]) == ["InvalidArgument"]
+
+
+def origin_on(uuid, *, checksum="c", ready=True):
+    made = image()
+    status = dataclasses.replace(
+        made.status, checksum=checksum, conditions=(Condition("Ready", ready, "Ready"),)
+    )
+    return Origin(dataclasses.replace(made, status=status), [copy(uuid)])
+
+
+def test_a_clone_is_made_beside_its_origin():
+    pools = [pool("a", room=9 * GIB), pool("b", room=3 * GIB)]
+    wanted = image(source="clone", parameters={"backing-image": "o"})
+    steps = plan_copies(wanted, [], pools, [], NOW, origin_on("b"))
+    assert steps == (CreateCopy(pools[1], "clone"),)
+
+
+def test_a_clone_of_nothing_or_that_encrypts_is_refused_and_one_of_an_unready_image_waits():
+    wanted = image(source="clone", parameters={"backing-image": "o"})
+    assert reasons(wanted, [pool("a")]) == ["NotFound"]
+    assert reasons(wanted, [pool("a")], origin_on("a", ready=False)) == ["SourceNotReady"]
+    secret = image(source="clone", parameters={"backing-image": "o", "encryption": "encrypt"})
+    assert reasons(secret, [pool("a")], origin_on("a")) == ["UnsupportedSource"]
+
+
+def test_a_failed_copy_is_made_anew_once_for_each_value():
+    pools = [pool("a")]
+    wanted = annotated(image(), retry_at="t1")
+    failed = copy("a", CopyState.FAILED, source="download")
+    assert plan_copies(wanted, [failed], pools, [], NOW) == (RemoveCopy("i-a", "it is made anew"),)
+    assert plan_copies(wanted, [], pools, [], NOW) == (CreateCopy(pools[0], "download"),)
+    again = annotated(failed, retry_at="t1")
+    assert plan_copies(wanted, [again], pools, [], NOW) == (NoteRetry("t1"),)
+    noted = annotated(image(), retry_at="t1", retried="t1")
+    assert plan_copies(noted, [again], pools, [], NOW) == ()

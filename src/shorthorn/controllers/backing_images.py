@@ -19,13 +19,29 @@ from datetime import UTC, datetime
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.domain import copies as plans
 from shorthorn.domain import image_status, names
-from shorthorn.domain.copies import CopyStep, CreateCopy, DropWish, Refuse, RemoveCopy, Wait
-from shorthorn.domain.copy_scene import is_alive, promised_length
-from shorthorn.domain.image_bytes import LENGTH_PARAMETER
+from shorthorn.domain.copies import (
+    CopyStep,
+    CreateCopy,
+    DropWish,
+    NoteRetry,
+    Refuse,
+    RemoveCopy,
+    Wait,
+)
+from shorthorn.domain.copy_scene import Origin, is_alive, promised_length
+from shorthorn.domain.image_bytes import (
+    CLONE_SOURCE,
+    CLONE_UUID,
+    LENGTH_PARAMETER,
+    RETRIED,
+    RETRY_AT,
+    VERIFY_AT,
+)
 from shorthorn.domain.labels import IMAGE_LABEL, copy_labels, image_selector
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageStatus,
+    CopyState,
     ImageCopy,
     ImageCopySpec,
     Meta,
@@ -153,23 +169,57 @@ class BackingImageReconciler:
         seen = dataclasses.replace(
             image, status=dataclasses.replace(gathered, disk_last_ref_at=references)
         )
-        steps = plans.plan_copies(seen, copies, pools, volumes, now)
+        origin = await self._find_origin(image, copies)
+        steps = plans.plan_copies(seen, copies, pools, volumes, now, origin)
         image = await self._report(image, _told(seen, steps, now))
         self._remember(image, steps)
         for step in steps:
-            image = await self._take(image, step)
+            image = await self._take(image, step, origin)
+        await self._hand_on(image, copies)
         return _delay_s(image, copies, steps, now)
 
-    async def _take(self, image: BackingImage, step: CopyStep) -> BackingImage:
+    async def _hand_on(self, image: BackingImage, copies: Sequence[ImageCopy]) -> None:
+        """Let the nodes of ready copies know that they are to be verified."""
+        value = image.meta.annotations.get(VERIFY_AT, "")
+        for copy in copies:
+            is_ready = copy.status.state is CopyState.READY and not copy.meta.deleting
+            if not value or not is_ready or copy.meta.annotations.get(VERIFY_AT) == value:
+                continue
+            # Read again: a plan that was just carried out may have removed it.
+            found = await self._copies.find(copy.meta.name)
+            if found is not None and not found.meta.deleting:
+                asked = {**found.meta.annotations, VERIFY_AT: value}
+                meta = dataclasses.replace(found.meta, annotations=asked)
+                await self._copies.update(dataclasses.replace(found, meta=meta))
+
+    async def _find_origin(self, image: BackingImage, copies: Sequence[ImageCopy]) -> Origin | None:
+        """Return what a clone that has no copy yet is made of; None where there is nothing."""
+        if copies or image.spec.source_type != SourceType.CLONE:
+            return None
+        name = image.spec.source_parameters.get(CLONE_SOURCE, "")
+        origin = await self._images.find(name) if name else None
+        if origin is None or origin.meta.deleting or name == image.meta.name:
+            return None
+        listed = await self._copies.list(labels=image_selector(name))
+        there = [c for c in listed if c.spec.image_uuid == origin.status.uuid]
+        return Origin(origin, there)
+
+    async def _take(
+        self, image: BackingImage, step: CopyStep, origin: Origin | None
+    ) -> BackingImage:
         match step:
             case CreateCopy(pool, source_type):
-                await self._copies.create(_copy_of(image, pool, source_type))
+                await self._copies.create(_copy_of(image, pool, source_type, origin))
             case RemoveCopy(name):
                 await self._copies.delete(name)
             case DropWish(pool_uuid):
                 left = {u: e for u, e in image.spec.disk_file_spec.items() if u != pool_uuid}
                 spec = dataclasses.replace(image.spec, disk_file_spec=left)
                 return await self._images.update(dataclasses.replace(image, spec=spec))
+            case NoteRetry(value):
+                noted = {**image.meta.annotations, RETRIED: value}
+                meta = dataclasses.replace(image.meta, annotations=noted)
+                return await self._images.update(dataclasses.replace(image, meta=meta))
             case Refuse() | Wait():
                 pass
         return image
@@ -249,7 +299,7 @@ def _delay_s(
     return min(delays, default=None)
 
 
-def _copy_of(image: BackingImage, pool: Pool, source_type: str) -> ImageCopy:
+def _copy_of(image: BackingImage, pool: Pool, source_type: str, origin: Origin | None) -> ImageCopy:
     is_sync = source_type == SourceType.SYNC
     spec = ImageCopySpec(
         image=image.meta.name,
@@ -257,17 +307,24 @@ def _copy_of(image: BackingImage, pool: Pool, source_type: str) -> ImageCopy:
         node_id=pool.spec.node_id,
         pool_uuid=pool.spec.pool_uuid,
         source_type=source_type,
-        source_parameters={} if is_sync else _parameters(image),
+        source_parameters={} if is_sync else _parameters(image, origin),
         # What the first copy was is the truth, also for one that is downloaded again.
-        expected_checksum=image.status.checksum or image.spec.checksum,
+        expected_checksum=image.status.checksum
+        or image.spec.checksum
+        or (origin.image.status.checksum if origin else ""),
     )
     name = names.copy_name(image.meta.name, pool.spec.pool_uuid)
     labels = copy_labels(image.meta.name, pool.spec.node_id)
-    return ImageCopy(Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels), spec)
+    retry = image.meta.annotations.get(RETRY_AT)
+    annotations = {RETRY_AT: retry} if retry else {}
+    meta = Meta(name=name, finalizers=(DATA_FINALIZER,), labels=labels, annotations=annotations)
+    return ImageCopy(meta, spec)
 
 
-def _parameters(image: BackingImage) -> Mapping[str, str]:
+def _parameters(image: BackingImage, origin: Origin | None) -> Mapping[str, str]:
     """Return what the node of the first copy has to know of its source."""
     if image.spec.source_type == SourceType.UPLOAD:
         return {**image.spec.source_parameters, LENGTH_PARAMETER: str(promised_length(image))}
+    if origin is not None:
+        return {**image.spec.source_parameters, CLONE_UUID: origin.image.status.uuid}
     return image.spec.source_parameters

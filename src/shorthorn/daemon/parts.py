@@ -42,6 +42,7 @@ from shorthorn.engines.local import LocalEngine
 from shorthorn.host import sandbox
 from shorthorn.host.pool_file import ensure_pool
 from shorthorn.images.checksum import Sha512Checksummer
+from shorthorn.images.clones import PoolCloner
 from shorthorn.images.local_bytes import PoolBytes
 from shorthorn.images.uploads import Uploads
 from shorthorn.kit.keyed import KeyedLocks, KeyedOperations
@@ -170,6 +171,7 @@ class NodeWork:
             pools=registries.pools,
             peers=peers,
             uploads=uploads,
+            cloner=PoolCloner(str(pool_dir)),
         )
         reconcile += [volumes.reconcile, copies.reconcile]
         self._close_copies = copies.close

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from shorthorn.domain.copy_scene import Scene, promised_length, was_ready, wishes
-from shorthorn.domain.image_bytes import UPLOAD_LENGTH
+from shorthorn.domain.copy_scene import Origin, Scene, promised_length, was_ready, wishes
+from shorthorn.domain.image_bytes import CLONE_SOURCE, RETRIED, RETRY_AT, UPLOAD_LENGTH
 from shorthorn.domain.models import (
     BackingImage,
     CopyState,
@@ -43,7 +43,14 @@ CLEANUP_WAIT: Final = timedelta(minutes=60)
 SYNCS_MAX: Final = 3
 """Most copies of one image that move at once; Longhorn sends a file at most three times at once."""
 
-_SUPPORTED = (SourceType.DOWNLOAD, SourceType.EXPORT_FROM_VOLUME, SourceType.UPLOAD)
+_SUPPORTED = (
+    SourceType.DOWNLOAD,
+    SourceType.EXPORT_FROM_VOLUME,
+    SourceType.UPLOAD,
+    SourceType.CLONE,
+)
+_ORIGIN_WAIT = timedelta(seconds=5)
+"""How often the image that a clone waits for is looked at: nothing tells of its changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,14 @@ class Wait:
     until: datetime | None = None
 
 
-CopyStep = CreateCopy | RemoveCopy | DropWish | Refuse | Wait
+@dataclass(frozen=True, slots=True)
+class NoteRetry:
+    """Note on the image that its request to be made anew, `value`, has been obeyed."""
+
+    value: str
+
+
+CopyStep = CreateCopy | RemoveCopy | DropWish | Refuse | Wait | NoteRetry
 
 
 def plan_copies(
@@ -95,13 +109,21 @@ def plan_copies(
     pools: Sequence[Pool],
     volumes: Sequence[Volume],
     now: datetime,
+    origin: Origin | None = None,
 ) -> tuple[CopyStep, ...]:
     """Return what is to be done now about the copies of `image`, whose status is up to date.
 
     Args: copies: all of this image, also those that are being deleted. volumes: at least the one
         that an export comes from and, where there are several copies, all made from the image.
     """
-    scene = Scene(image, copies, pools, volumes, now)
+    scene = Scene(image, copies, pools, volumes, now, origin)
+    retry = image.meta.annotations.get(RETRY_AT, "")
+    if retry and retry != image.meta.annotations.get(RETRIED):
+        return _retry(scene, retry)
+    return _plan(scene)
+
+
+def _plan(scene: Scene) -> tuple[CopyStep, ...]:
     if not scene.live:
         return _begin(scene)
     if not scene.ready:
@@ -127,6 +149,30 @@ def last_references(
     return {uuid: known.get(uuid, now) for uuid in sorted(noted - used)}
 
 
+# --- asked for again
+
+
+def _retry(scene: Scene, value: str) -> tuple[CopyStep, ...]:
+    """Plan an image that is to be tried again, once for `value`.
+
+    New copies carry the value; so whichever step the controller dies at, the next one does not take
+    the outcome of this try for that of the last.
+    """
+    old = [c for c in scene.failed if c.meta.annotations.get(RETRY_AT) != value]
+    if old:
+        return tuple(RemoveCopy(c.meta.name, "it is made anew") for c in old)
+    if scene.live:
+        return (NoteRetry(value), *_plan(scene))
+    if scene.copies:
+        return (Wait("Removing", "a copy is being removed"),)
+    if was_ready(scene.image) and scene.image.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
+        # What the volume held then is gone; what it holds now would be another image.
+        return (NoteRetry(value), *_plan(scene))
+    steps = _begin_anew(scene)
+    made_or_waiting = any(isinstance(step, CreateCopy | Wait) for step in steps)
+    return steps if made_or_waiting else (NoteRetry(value), *steps)
+
+
 # --- without a ready copy
 
 
@@ -140,11 +186,19 @@ def _begin(scene: Scene) -> tuple[CopyStep, ...]:
     if image.is_ready or was_ready(image):
         # Nobody asked them to go: the image cannot be made again in silence.
         return (Refuse("Corrupt", "all copies of the image are gone"),)
+    return _begin_anew(scene)
+
+
+def _begin_anew(scene: Scene) -> tuple[CopyStep, ...]:
+    """Plan the first copy, whatever was before."""
+    image = scene.image
     if image.spec.source_type not in _SUPPORTED:
         message = f"source type {image.spec.source_type} is not supported"
         return (Refuse("UnsupportedSource", message),)
     if image.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
         return _begin_export(scene)
+    if image.spec.source_type == SourceType.CLONE:
+        return _begin_clone(scene)
     if image.spec.source_type == SourceType.UPLOAD and promised_length(image) == 0:
         said = image.meta.annotations.get(UPLOAD_LENGTH, "")
         message = f"annotation {UPLOAD_LENGTH}: {said!r} is not a number of bytes above 0"
@@ -176,6 +230,34 @@ def _begin_export(scene: Scene) -> tuple[CopyStep, ...]:
         message = f"pool {volume.spec.pool_uuid} of volume {volume_id} is away"
         return (Wait("NoPool", message),)
     return (CreateCopy(pool, scene.image.spec.source_type),)
+
+
+def _begin_clone(scene: Scene) -> tuple[CopyStep, ...]:
+    """A clone begins where its origin is, to share extents; else on any pool, by way of a peer."""
+    parameters = scene.image.spec.source_parameters
+    if parameters.get("encryption", "ignore") not in ("", "ignore"):
+        message = "clones that encrypt or decrypt are not supported"
+        return (Refuse("UnsupportedSource", message),)
+    name = parameters.get(CLONE_SOURCE, "")
+    if scene.origin is None:
+        return (Refuse("NotFound", f"backing image {name!r}, which is to be cloned, not found"),)
+    origin = scene.origin.image
+    checksum, expected = origin.status.checksum, scene.image.spec.checksum.strip().lower()
+    if origin.failure is not None and not origin.is_ready:
+        return (Refuse("BackingImageFailed", f"backing image {name} has failed itself"),)
+    if not origin.is_ready or not checksum:
+        message = f"backing image {name} is not ready, or its checksum is not known yet"
+        return (Wait("SourceNotReady", message, scene.now + _ORIGIN_WAIT),)
+    if expected not in ("", checksum):
+        message = f"expected {expected}, backing image {name} has {checksum}"
+        return (Refuse("ChecksumMismatch", message),)
+    there = {c.spec.pool_uuid for c in scene.origin.copies if c.status.state is CopyState.READY}
+    asked_for = [p for u, p in scene.alive.items() if u in wishes(scene.image)]
+    found = asked_for or scene.fitting()
+    if not found:
+        return (Wait("NoPool", _why_nowhere(scene)),)
+    beside = [pool for pool in found if pool.spec.pool_uuid in there]
+    return (CreateCopy((beside or found)[0], SourceType.CLONE),)
 
 
 def _recover(scene: Scene) -> tuple[CopyStep, ...]:

@@ -65,14 +65,25 @@ def wishes(image: BackingImage) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The image that a clone is made of, and its copies."""
+
+    image: BackingImage
+    copies: Sequence[ImageCopy]
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What is seen, sorted by what it means for the plan."""
+    """What is seen, sorted by what it means for the plan. `origin`: of a clone, where there is
+    one.
+    """
 
     image: BackingImage
     copies: Sequence[ImageCopy]
     pools: Sequence[Pool]
     volumes: Sequence[Volume]
     now: datetime
+    origin: Origin | None = None
 
     @cached_property
     def alive(self) -> Mapping[str, Pool]:

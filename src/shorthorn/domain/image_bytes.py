@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, Protocol
+
+from shorthorn.domain.models import ImageKey, ImageRecord
 
 UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 """Annotation of a BackingImage with sourceType upload: how many bytes will come, in decimal."""
@@ -19,11 +22,24 @@ UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 LENGTH_PARAMETER: Final = "length"
 """The same in the source parameters of the image's first copy."""
 
+CLONE_SOURCE: Final = "backing-image"
+"""Source parameter of a clone: the image that it is made of. Longhorn's word."""
+
+CLONE_UUID: Final = "uuid"
+"""Source parameter of a clone's first copy: which image of that name it was."""
+
 RETRY_AT: Final = "shorthorn.io/retry-at"
 """Annotation of a BackingImage (RFC 3339): failed copies are made anew, once for each new value."""
 
+RETRIED: Final = "shorthorn.io/retried"
+"""Annotation by which the BackingImage controller notes which RETRY_AT it has obeyed."""
+
 VERIFY_AT: Final = "shorthorn.io/verify-at"
-"""Annotation of a BackingImage (RFC 3339): ready copies are hashed again, once for each value."""
+"""Annotation of a BackingImage (RFC 3339): ready copies are hashed again, once for each value.
+
+The BackingImage controller hands it on to the ImageCopies that are ready; status.verifyAt of each
+is the last value that its node has carried out.
+"""
 
 
 class ArtifactForm(StrEnum):
@@ -131,4 +147,15 @@ class ImageBytes(Protocol):
         Raises: NotFound: no ready image. SizeOutOfRange: `start` or `stop` is beyond the end.
             InvalidArgument: a range of a form without (`ArtifactForm.has_ranges`). NoSpace,
             Unavailable: a qcow2 image cannot be made.
+        """
+
+
+class ImageCloner(Protocol):
+    """Makes an image of another one's bytes within a pool."""
+
+    async def clone(self, origin: ImageRecord, key: ImageKey, staging: Path) -> ImageRecord:
+        """Leave `artifact` and `base.raw` in `staging`, equal to `origin`'s and synced.
+
+        The record is the origin's, with `key`. Raises: NotFound: it was deleted. NoSpace.
+        Unavailable: may be tried again. State: may be repeated after any failure.
         """
