@@ -87,7 +87,7 @@ async def test_more_than_was_promised_is_refused(machine: Machine) -> None:
         ({"Upload-Offset": "x"}, 400),
         ({"Upload-Offset": "-1"}, 400),
         ({"Content-Type": "text/plain"}, 415),
-        ({"Tus-Resumable": "2.0.0"}, 400),
+        ({"Tus-Resumable": "2.0.0"}, 412),
     ],
 )
 async def test_a_request_that_is_no_piece_of_an_upload_is_refused(

@@ -21,12 +21,12 @@ _SNAPSHOTS: Final = f"{_SNAPSHOT_GROUP}/v1"
 @dataclass(frozen=True, slots=True)
 class Names:
     """What the objects are called, and the classes they name. An empty `snapshot_class` names
-    none: a content that was made by hand needs no class.
+    none: a content that was made by hand needs no class, and none is installed with Shorthorn.
     """
 
     name: str
     namespace: str = "default"
-    snapshot_class: str = "longhorn-backing-image"
+    snapshot_class: str = ""
     storage_class: str = "longhorn"
 
 

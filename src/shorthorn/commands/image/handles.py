@@ -84,7 +84,7 @@ def handle(
     from shorthorn.commands.image.cluster import run
     from shorthorn.domain.manifests import Names
 
-    names = Names(object_name or name, namespace, "", storage_class)
+    names = Names(object_name or name, namespace, storage_class=storage_class)
     place = options.find_place(kubeconfig, data_dir, image_namespace)
 
     async def work(cluster: Cluster) -> None:

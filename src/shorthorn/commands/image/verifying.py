@@ -48,13 +48,7 @@ def _is_done(image: BackingImage, copies: Sequence[ImageCopy], at: str) -> bool:
     """Whether every ready copy says that it has carried out the request of that time."""
     ready = [copy for copy in copies if copy.status.state is CopyState.READY]
     verified = any(c.type == "ChecksumVerified" and c.is_true for c in image.status.conditions)
-    return bool(ready) and verified and all(_has_answered(copy, at) for copy in ready)
-
-
-def _has_answered(copy: ImageCopy, at: str) -> bool:
-    stored = copy.meta.stored
-    status = stored.get("status") if isinstance(stored, dict) else None
-    return isinstance(status, dict) and at in status.values()
+    return bool(ready) and verified and all(copy.status.verify_at == at for copy in ready)
 
 
 def _raise_corrupt(image: BackingImage, copies: Sequence[ImageCopy]) -> None:

@@ -15,6 +15,7 @@ from shorthorn.domain.errors import DomainError, NotFound
 from shorthorn.domain.image_bytes import RETRY_AT, UPLOAD_LENGTH, VERIFY_AT
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
+from shorthorn.web.pages.listing import class_names, list_allowed
 from shorthorn.web.site import (
     image_named_in,
     page,
@@ -120,7 +121,7 @@ async def _detail(request: Request, problem: str = "", status: int = 200) -> Res
     pools = {pool.spec.pool_uuid: pool for pool in watched.pools.cached()}
     detail = detail_of(image, watched.copies_of(image.meta.name), pools, site.rates)
     users, events, names = await asyncio.gather(
-        _users(request, image), _events(request, image), _class_names(request, image)
+        _users(request, image), _events(request, image), class_names(request, image.meta.name)
     )
     handle = handle_of(image)
     annotations = image.meta.annotations
@@ -149,31 +150,9 @@ def _manifests(image: BackingImage, handle: str, names: Names, site: Site) -> li
     return [("All three", to_yaml(*objects)), *((o["kind"], to_yaml(o)) for o in objects)]
 
 
-async def _class_names(request: Request, image: BackingImage) -> Names:
-    """Return names for manifests: of classes that exist, where the user may see them."""
-    driver = site_of(request).driver_name
-    snapshot_classes, storage_classes = await asyncio.gather(
-        _list(request, user_api.SNAPSHOT_CLASSES), _list(request, user_api.STORAGE_CLASSES)
-    )
-    ours = [
-        str(c["metadata"]["name"])
-        for c in snapshot_classes or ()
-        if c.get("driver") == driver and (c.get("parameters") or {}).get("type") == "bi"
-    ]
-    storage = [
-        str(c["metadata"]["name"]) for c in storage_classes or () if c.get("provisioner") == driver
-    ]
-    fallback = Names(image.meta.name)
-    return Names(
-        image.meta.name,
-        snapshot_class=ours[0] if ours else fallback.snapshot_class,
-        storage_class=storage[0] if storage else fallback.storage_class,
-    )
-
-
 async def _users(request: Request, image: BackingImage) -> Any:
     watched = site_of(request).watched
-    found = await asyncio.gather(*(_list(request, kind) for kind in _KINDS.values()))
+    found = await asyncio.gather(*(list_allowed(request, kind) for kind in _KINDS.values()))
     lists = dict(zip(_KINDS, found, strict=True))
     hidden = [_KINDS[key].kind for key, objects in lists.items() if objects is None]
     cluster = Cluster(**{key: objects or () for key, objects in lists.items()}, hidden=hidden)
@@ -184,18 +163,10 @@ async def _users(request: Request, image: BackingImage) -> Any:
 async def _events(request: Request, image: BackingImage) -> Sequence[Mapping[str, Any]]:
     site = site_of(request)
     about = {"involvedObject.kind": "BackingImage", "involvedObject.name": image.meta.name}
-    found = await _list(request, user_api.EVENTS, namespace=site.namespace, fields=about)
+    found = await list_allowed(request, user_api.EVENTS, namespace=site.namespace, fields=about)
     return sorted(found or (), key=lambda e: str(e.get("lastTimestamp") or ""), reverse=True)[:20]
 
 
-async def _list(
-    request: Request, kind: user_api.Resource, **selection: Any
-) -> Sequence[Mapping[str, Any]] | None:
-    """Return what the user may list; None where they may not, or nobody answers."""
-    try:
-        return await site_of(request).access.api.list(session_of(request).token, kind, **selection)
-    except (Refused, DomainError):
-        return None
 
 
 def _image(request: Request) -> BackingImage:

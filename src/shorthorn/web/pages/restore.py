@@ -15,6 +15,7 @@ from shorthorn.domain.errors import DomainError, InvalidArgument, NotFound
 from shorthorn.domain.handles import SnapshotHandle
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
+from shorthorn.web.pages.listing import class_names
 from shorthorn.web.site import page, problem_or_raise, read_form, session_of, site_of, text_of
 from shorthorn.web.views.manifests import Names, handle_of, objects_for, quantity, to_yaml
 
@@ -37,12 +38,13 @@ async def show(request: Request) -> Response:
     """The form for one image or snapshot."""
     site = site_of(request)
     origin, handle, size_bytes = await _origin(request, request.query_params)
+    names = await class_names(request, origin["name"])
     values = {
-        "name": origin["name"],
+        "name": names.name,
         "namespace": "default",
         "size": quantity(size_bytes),
-        "storage_class": Names("").storage_class,
-        "snapshot_class": Names("").snapshot_class,
+        "storage_class": names.storage_class,
+        "snapshot_class": names.snapshot_class,
         "mode": _MODES[0],
     }
     return _form(request, origin, handle, values, site)
@@ -89,7 +91,8 @@ async def _check_same(
 
 def _objects(handle: str, values: Mapping[str, str], site: Site) -> tuple[dict[str, Any], ...]:
     for field in ("name", "namespace", "storage_class", "snapshot_class"):
-        if not _NAME.fullmatch(values[field]):
+        is_left_out = field == "snapshot_class" and not values[field]
+        if not is_left_out and not _NAME.fullmatch(values[field]):
             problem = "use lower-case letters, digits, '-' and '.'"
             raise InvalidArgument(field.replace("_", " "), problem)
     size = _QUANTITY.fullmatch(values["size"])
