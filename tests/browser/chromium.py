@@ -91,6 +91,6 @@ async def visiting(browser: Browser, url: str, **options: Any) -> AsyncIterator[
         visitor = Visitor(context, await context.new_page(), url)
         visitor._listen()
         yield visitor
-        assert visitor.unexpected() == []
+        assert not visitor.unexpected(), "\n".join(visitor.unexpected())
     finally:
         await context.close()

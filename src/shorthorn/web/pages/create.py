@@ -7,13 +7,14 @@ server judges; what it refuses is said at the form, with everything that was typ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
-from shorthorn.domain.errors import DomainError, InvalidArgument
+from shorthorn.domain.errors import DomainError, InvalidArgument, NotFound, Unavailable
 from shorthorn.domain.handle_traps import CHECKSUM_FORM
 from shorthorn.domain.image_bytes import UPLOAD_LENGTH
 from shorthorn.domain.models import ImageFormat, SourceType, VolumeState
@@ -45,6 +46,8 @@ SOURCES: Final = {
     "export": SourceType.EXPORT_FROM_VOLUME,
     "clone": SourceType.CLONE,
 }
+#: An image that no pool will take is told so on its page.
+_AWAITED_S: Final = 3.0
 _FIELDS: Final = (
     "name",
     "url",
@@ -88,6 +91,7 @@ async def create(request: Request) -> Response:
         return _form(request, source, values, _in_words(exc, values["name"]), problem.status)
     location = f"/images/{values['name']}"
     if _wants_json(request):
+        await _until_awaited(site, values["name"])
         upload = f"/api/v1/images/{values['name']}/upload"
         return JSONResponse({"location": location, "upload": upload}, 201)
     return see_other(location)
@@ -103,6 +107,19 @@ async def check(request: Request) -> Response:
     module = await asyncio.to_thread(importlib.import_module, "shorthorn.web.url_check")
     checked = await module.check_url(url)
     return HTMLResponse(render(request, "create/checked.html", checked=checked))
+
+
+async def _until_awaited(site: Site, name: str) -> None:
+    """Wait until a pool awaits the bytes of a new image, but not for long: who sends asks again."""
+    if site.image_bytes is None:
+        return
+    with contextlib.suppress(TimeoutError, Unavailable):
+        async with asyncio.timeout(_AWAITED_S), site.watched.copies.subscribe() as names:
+            while True:
+                with contextlib.suppress(NotFound):
+                    await site.image_bytes.upload_state(name)
+                    return
+                await anext(names)
 
 
 routes = [
