@@ -1,4 +1,4 @@
-"""What schemathesis cannot know by itself: how the body of an upload is sent. Loaded by its runs."""
+"""What schemathesis cannot know by itself: how an upload is sent. Loaded by its runs."""
 
 from __future__ import annotations
 

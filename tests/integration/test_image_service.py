@@ -206,7 +206,7 @@ def test_what_is_uploaded_comes_back_in_every_form(
     import zstandard
 
     with packed.open("rb") as stream, zstandard.ZstdDecompressor().stream_reader(stream) as reader:
-        assert hashlib.file_digest(reader, "sha512").hexdigest() == sha512(raw)  # type: ignore[arg-type]
+        assert hashlib.file_digest(reader, "sha512").hexdigest() == sha512(raw)
     assert host.staged() == []
 
 
@@ -272,9 +272,7 @@ def hostile(tmp_path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["backing file", "data file"])
-def test_an_image_that_names_another_file_is_refused(
-    host: Host, tmp_path: Path, kind: str
-) -> None:
+def test_an_image_that_names_another_file_is_refused(host: Host, tmp_path: Path, kind: str) -> None:
     said = host.is_refused("upload", "golden", hostile(tmp_path, kind))
     assert kind in said
     assert host.failure("golden") in said or kind in host.failure("golden")
@@ -291,9 +289,7 @@ def test_bytes_that_are_not_the_expected_ones_are_refused(
     assert "retry" in host.is_refused("upload", "golden", raw)
 
 
-def test_an_upload_that_does_not_fit_says_so_and_leaves_nothing(
-    host: Host, tmp_path: Path
-) -> None:
+def test_an_upload_that_does_not_fit_says_so_and_leaves_nothing(host: Host, tmp_path: Path) -> None:
     file = large(tmp_path, 8 * MIB)
     os.truncate(file, 1 << 30)
     with file.open("r+b") as tail:

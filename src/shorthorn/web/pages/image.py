@@ -167,8 +167,6 @@ async def _events(request: Request, image: BackingImage) -> Sequence[Mapping[str
     return sorted(found or (), key=lambda e: str(e.get("lastTimestamp") or ""), reverse=True)[:20]
 
 
-
-
 def _image(request: Request) -> BackingImage:
     image = site_of(request).watched.images.find_cached(image_named_in(request))
     if image is None:
