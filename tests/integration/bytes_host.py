@@ -15,7 +15,8 @@ from tests.fakes.world import MemoryWeb
 
 from shorthorn.controllers.image_copies import ImageCopyReconciler
 from shorthorn.domain import names
-from shorthorn.domain.models import CopyState, ImageCopy, ImageCopySpec, ImageKey, Meta
+from shorthorn.domain.labels import copy_labels
+from shorthorn.domain.models import CopyState, ImageCopy, ImageCopySpec, ImageKey, Meta, Pool
 from shorthorn.engines.local import LocalEngine
 from shorthorn.images.checksum import Sha512Checksummer
 from shorthorn.images.clones import PoolCloner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shorthorn.domain.image_bytes import ArtifactForm, ImageBytes
+    from shorthorn.domain.ports import PeerSource
 
 MIB = 1 << 20
 KEY = ImageKey("golden", "1f0c")
@@ -42,6 +44,9 @@ class Host:
         self.copies = copies
         self.engine = LocalEngine(root)
         self.woken = asyncio.Event()
+        #: Set them before `open` for a host that takes image bytes from others.
+        self.pools: MemoryRegistry[Pool] | None = None
+        self.peers: PeerSource | None = None
         self.uploads = Uploads("pool-1", **options)
 
     async def open(self) -> None:
@@ -55,6 +60,8 @@ class Host:
             Sha512Checksummer(),
             KeyedLocks(),
             lambda _: self.woken.set(),
+            pools=self.pools,
+            peers=self.peers,
             uploads=self.uploads,
             cloner=PoolCloner("pool-1"),
         )
@@ -78,7 +85,8 @@ class Host:
         spec = ImageCopySpec(
             KEY.name, KEY.uuid, "n", uuid, "upload", {"length": str(length)}, checksum
         )
-        await self.copies.create(ImageCopy(Meta(self.name), spec))
+        labels = copy_labels(KEY.name, "n")
+        await self.copies.create(ImageCopy(Meta(self.name, labels=labels), spec))
         await self.awaited()
 
     async def awaited(self) -> None:

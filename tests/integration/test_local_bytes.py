@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import random
 import signal
@@ -28,7 +29,7 @@ from tests.integration.bytes_host import (
 )
 
 from shorthorn.domain import errors, names
-from shorthorn.domain.image_bytes import ArtifactForm, UploadState
+from shorthorn.domain.image_bytes import VERIFY_AT, ArtifactForm, UploadState
 from shorthorn.domain.models import CopyState, ImageCopy, ImageCopySpec, ImageKey, Meta
 from shorthorn.host import extents
 from shorthorn.images.uploads import JOURNAL_NAME
@@ -285,6 +286,43 @@ async def test_a_clone_shares_all_blocks_of_its_origin(xfs_dir: Path) -> None:
         assert shared == 6 * MIB
         async with host.bytes.read("second", ArtifactForm.ARTIFACT) as opened:
             assert b"".join([chunk async for chunk in opened.chunks]) == DATA
+
+
+async def _verified(host: Host, value: str) -> ImageCopy:
+    """Ask for a verification, and reconcile until it has been carried out."""
+    copy = await host.copies.find(host.name)
+    assert copy is not None
+    meta = dataclasses.replace(copy.meta, annotations={VERIFY_AT: value})
+    await host.copies.update(dataclasses.replace(copy, meta=meta))
+    async with asyncio.timeout(30):
+        while copy.status.verify_at != value:
+            await host.reconciler.reconcile(host.name)
+            await asyncio.sleep(0.002)
+            found = await host.copies.find(host.name)
+            assert found is not None
+            copy = found
+    return copy
+
+
+async def test_damage_on_the_disk_is_found_when_it_is_looked_for(pool_dir: Path) -> None:
+    async with host_in(pool_dir) as host:
+        await _sent(host, DATA)
+        assert (await _verified(host, "t1")).status.state is CopyState.READY
+        record = await host.engine.find_image(KEY)
+        assert record is not None
+        with Path(record.artifact_path).open("r+b") as file:
+            file.seek(4 * MIB)
+            file.write(b"\0")
+        condemned = await _verified(host, "t2")
+        assert (condemned.status.state, condemned.status.reason) == (CopyState.FAILED, "Corrupt")
+        assert record.checksum in condemned.status.message
+        again = await host.again()
+        for _ in range(3):
+            await again.reconciler.reconcile(again.name)
+        assert await again.copies.find(again.name) == condemned
+        with pytest.raises(errors.NotFound, match="damaged"):
+            await again.read(ArtifactForm.RAW)
+        await again.close()
 
 
 @pytest.mark.parametrize("delay_ms", [30, 120, 300])
