@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import claims, clones, copies, disks, peers, service_costs, writes
+from bench import claims, clones, copies, disks, peers, service_costs, web, writes
 from bench.disks import GIB, MIB
 from bench.driver import connected
 from bench.report import Report
@@ -19,14 +19,15 @@ from shorthorn.engines.local import LocalEngine
 
 _ABOUT = """\
 Measures export and restore against qemu-img convert and cp on the same data, in turn, in one run;
-then the service: memory, start, claims, clones by extents, writes without it; images from a peer.
+then the service: memory, start, claims, clones by extents, writes without it; images from a peer,
+and through the web page's server against nginx.
 Needs root, qemu-img and kubectl. Everything happens on a service of its own in a new directory,
 which is removed.
 
 Exit code 0: all promises were kept. 1: one was not. With --quick, promises about time are printed
 but not judged: a small disk on a busy machine says little about them.
 """
-_PARTS = ("start", "memory", "copies", "claims", "clones", "writes", "peers")
+_PARTS = ("start", "memory", "copies", "claims", "clones", "writes", "peers", "web")
 
 
 def main() -> int:
@@ -98,6 +99,10 @@ async def _measure(service: Service, options: argparse.Namespace, report: Report
         report.add(clones.by_extents(service.pool, counts, rounds=rounds))
     if "peers" in parts:
         await _measure_peers(service, options, report)
+    if "web" in parts:
+        data_bytes = (256 * MIB) if quick else 4 * GIB
+        rounds = options.rounds or (1 if quick else 3)
+        report.add(web.compare(service, data_bytes=data_bytes, rounds=rounds))
     if "writes" in parts:
         data_bytes = (64 if quick else 512) * MIB
         rounds = options.rounds or (1 if quick else 5)

@@ -98,6 +98,11 @@ class Service:
         self.stop()
         run(SHORTHORN, "down", "--data-dir", self.data_dir, "--release")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def resident_bytes(self) -> int:
         """Return the memory that the process and its children have in RAM."""
         assert self._process is not None
