@@ -22,7 +22,7 @@ from typing import Any
 from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
-from shorthorn.controllers.peers import peers_with_image
+from shorthorn.controllers.peers import has_copies, peers_with_image
 from shorthorn.controllers.retries import Retries
 from shorthorn.controllers.transfers import Transfers, failure_of
 from shorthorn.domain import errors, names, planning
@@ -231,8 +231,10 @@ class ImageCopyReconciler:
             spec = dataclasses.replace(copy.spec, image=origin.name, image_uuid=origin.uuid)
             of_origin = dataclasses.replace(copy, spec=spec)
             peers = await peers_with_image(self._copies, self._pools, of_origin)
+            if not peers and await has_copies(self._copies, of_origin):
+                raise errors.Unavailable("peers", f"no node with image {origin.name} is there now")
             if not peers:
-                raise errors.ImageFailed(key.name, f"no node with image {origin.name} is there")
+                raise errors.ImageFailed(key.name, f"image {origin.name} was deleted")
             made = await self._peers.fetch_image(origin, peers, expected, staging, report)
         else:
             raise errors.ImageFailed(key.name, f"image {origin.name} is not in this pool")

@@ -33,12 +33,14 @@ from shorthorn.daemon.parts import (
 from shorthorn.daemon.program import Program, StartFailed
 from shorthorn.daemon.web import WebServer, open_everywhere, watched_of
 from shorthorn.domain.errors import DomainError, NotFound, Unavailable
+from shorthorn.images.peer_bytes import PeerBytes
 from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedOperations
 from shorthorn.kube.leader import KubeLeases, LeaderElection
 from shorthorn.kube.neighbours import find_foreign_images, find_longhorn
 from shorthorn.kube.nodes import KubeNodeDirectory
 from shorthorn.kube.peer_authority import PeerAuthority
+from shorthorn.kube.peer_identity import PeerIdentity
 from shorthorn.kube.user_api import connect_users
 from shorthorn.kube.web_secret import ensure_web_key
 from shorthorn.services.deletions import UseSeenByNodes
@@ -119,13 +121,16 @@ class ControllerProgram(Program):
         await asyncio.gather(*(registry.wait_synced() for registry in self._registries.all))
         settings, registries = self._settings, self._registries
         users = connect_users(settings.kubeconfig, self._client)
+        identity = PeerIdentity(self._client, namespace=settings.namespace)
+        self._spawn(identity.run())
+        image_bytes = PeerBytes(registries.copies, registries.pools, identity)
         site = Site(
             namespace=settings.namespace,
             driver_name=settings.driver_name,
             watched=watched_of(registries),
             rates=Rates(registries.copies),
             access=Access(users, namespace=settings.namespace),
-            image_bytes=None,
+            image_bytes=image_bytes,
             sessions=Sessions(await self._web_key()),
             cookie="shorthorn",
             obstacles=self._obstacles,
@@ -136,6 +141,7 @@ class ControllerProgram(Program):
             await server.rates.run()
         finally:
             await server.stop()
+            await image_bytes.close()
             await users.aclose()
 
     async def _web_key(self) -> str:
