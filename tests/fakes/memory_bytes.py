@@ -1,4 +1,4 @@
-"""`ImageBytes` in memory, for the edge's clients.
+"""`ImageBytes` in memory, for the edge and its clients.
 
 Keeps what is sent and gives what it was told to; `completed` is called with the whole of an upload,
 in place of the controllers that would look at it.
@@ -6,6 +6,7 @@ in place of the controllers that would look at it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,14 +20,27 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass
 class MemoryBytes:
-    """See `domain.image_bytes.ImageBytes`. `cuts`: bytes after which each transfer breaks."""
+    """See `domain.image_bytes.ImageBytes`. `cuts`: bytes after which each transfer breaks.
+
+    `is_free`: nobody reads any more.
+    """
 
     images: dict[tuple[str, ArtifactForm], bytes] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     uploads: dict[str, bytearray] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
+    readers: int = 0
+    is_free: asyncio.Event = field(default_factory=asyncio.Event)
     find_length: Callable[[str], Awaitable[int | None]] | None = None
     completed: Callable[[str, bytes], Awaitable[None]] | None = None
+
+    def hold(self, image: str, content: bytes) -> None:
+        """Give an image the same bytes in every form."""
+        self.images |= {(image, form): content for form in ArtifactForm}
+
+    def await_bytes(self, image: str, length: int, *, there: bytes = b"") -> None:
+        """Let an upload begin, or be as far as `there`."""
+        self.uploads[image], self.lengths[image] = bytearray(there), length
 
     async def upload_state(self, image: str) -> UploadState:
         if image not in self.lengths and self.find_length is not None:
@@ -75,7 +89,14 @@ class MemoryBytes:
         content = self.images[image, form]
         if form is ArtifactForm.QCOW2:
             artifact = Artifact(len(content), "", artifact.file_name)
-        yield OpenArtifact(artifact, self._chunks(content[start:stop]))
+        self.readers += 1
+        self.is_free.clear()
+        try:
+            yield OpenArtifact(artifact, self._chunks(content[start:stop]))
+        finally:
+            self.readers -= 1
+            if not self.readers:
+                self.is_free.set()
 
     async def _chunks(self, content: bytes) -> AsyncIterator[bytes]:
         cut = self.cuts.pop(0) if self.cuts else None

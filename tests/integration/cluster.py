@@ -247,7 +247,9 @@ class Cluster:
         self.server = ApiProcess(folder)
         kubeconfig = self.server.kubeconfig
         self.api = Api(kubeconfig)
-        self.controller = ClusterProgram("controller", folder, kubeconfig, "controller")
+        self.web = f"127.0.0.1:{free_port()}"
+        arguments = ("controller", "--web-listen", self.web)
+        self.controller = ClusterProgram("controller", folder, kubeconfig, *arguments)
         self.nodes = [
             Node(f"node-{letter}", folder, kubeconfig, pool_size, is_peer=are_peers)
             for letter in "abc"[:nodes]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fakes.memory_bytes import MemoryBytes
 from tests.integration.image_shell import shell_of_site
-from tests.integration.image_site import running_edge
+from tests.integration.web_site import running_site
 
 from shorthorn.domain.image_bytes import ArtifactForm
 
@@ -29,7 +29,10 @@ async def pool() -> MemoryBytes:
 
 @pytest.fixture
 async def user(tmp_path: Path, pool: MemoryBytes) -> AsyncIterator[Shell]:
-    async with running_edge(tmp_path, pool) as url, shell_of_site(tmp_path, url) as made:
+    async with (
+        running_site(tmp_path, image_bytes=pool) as site,
+        shell_of_site(tmp_path, site.url) as made,
+    ):
         pool.find_length, pool.completed = made.find_length, made.make_ready
         (tmp_path / "disk").write_bytes(CONTENT)
         yield made

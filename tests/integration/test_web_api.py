@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
-from tests.fakes.memory_image_bytes import MemoryImageBytes
+from tests.fakes.memory_bytes import MemoryBytes
 from tests.integration.web_site import Running, running_site
 
 from shorthorn.domain.models import BackingImage, BackingImageSpec, Meta
 
 DATA = bytes(range(256)) * 40
-ETAG = "ab" * 64
+ETAG = hashlib.sha512(DATA).hexdigest()
 UPLOAD = "/api/v1/images/golden/upload"
 ARTIFACT = "/api/v1/images/golden/artifact"
 
@@ -25,7 +26,7 @@ class Machine:
     """A client with a token, and what holds the bytes."""
 
     http: httpx2.AsyncClient
-    held: MemoryImageBytes
+    held: MemoryBytes
     running: Running
 
     async def patch(self, offset: int, body: bytes, **headers: str) -> httpx2.Response:
@@ -39,7 +40,7 @@ class Machine:
 
 @pytest.fixture
 async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
-    held = MemoryImageBytes()
+    held = MemoryBytes()
     async with running_site(tmp_path, image_bytes=held) as running, running.browser() as http:
         http.headers["Authorization"] = f"Bearer {running.token}"
         await running.registries.images.create(
@@ -48,7 +49,7 @@ async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
         yield Machine(http, held, running)
 
 
-async def freed(held: MemoryImageBytes) -> None:
+async def freed(held: MemoryBytes) -> None:
     """Wait until nobody reads any more."""
     async with asyncio.timeout(10):
         await held.is_free.wait()
@@ -58,7 +59,7 @@ async def freed(held: MemoryImageBytes) -> None:
 
 
 async def test_an_upload_goes_on_where_it_stopped(machine: Machine) -> None:
-    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), len(DATA)
+    machine.held.await_bytes("golden", len(DATA))
     first = await machine.patch(0, DATA[:5000])
     assert (first.status_code, first.headers["upload-offset"]) == (204, "5000")
     state = await machine.http.head(UPLOAD)
@@ -70,14 +71,14 @@ async def test_an_upload_goes_on_where_it_stopped(machine: Machine) -> None:
 
 
 async def test_a_wrong_offset_is_answered_with_the_true_one(machine: Machine) -> None:
-    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(b"abc"), 10
+    machine.held.await_bytes("golden", 10, there=b"abc")
     answer = await machine.patch(7, b"x")
     assert (answer.status_code, answer.headers["upload-offset"]) == (409, "3")
     assert answer.json()["reason"] == "OffsetMismatch"
 
 
 async def test_more_than_was_promised_is_refused(machine: Machine) -> None:
-    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
+    machine.held.await_bytes("golden", 3)
     assert (await machine.patch(0, b"abcd")).status_code == 422
 
 
@@ -93,19 +94,19 @@ async def test_more_than_was_promised_is_refused(machine: Machine) -> None:
 async def test_a_request_that_is_no_piece_of_an_upload_is_refused(
     machine: Machine, headers: dict[str, str], status: int
 ) -> None:
-    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
+    machine.held.await_bytes("golden", 3)
     assert (await machine.patch(0, b"abc", **headers)).status_code == status
 
 
 async def test_an_upload_can_be_given_up(machine: Machine) -> None:
-    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
+    machine.held.await_bytes("golden", 3)
     assert (await machine.http.delete(UPLOAD)).status_code == 204
     assert (await machine.http.head(UPLOAD)).status_code == 404
     assert (await machine.http.head("/api/v1/images/other/upload")).status_code == 404
 
 
 async def test_a_session_uploads_with_its_form_token_only(machine: Machine) -> None:
-    machine.held.uploads["golden"], machine.held.lengths["golden"] = bytearray(), 3
+    machine.held.await_bytes("golden", 3)
     headers = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
     async with machine.running.signed_in() as browser:
         assert (
@@ -121,13 +122,13 @@ async def test_a_session_uploads_with_its_form_token_only(machine: Machine) -> N
 
 
 @pytest.fixture
-def held(machine: Machine) -> MemoryImageBytes:
-    machine.held.artifacts["golden"], machine.held.etags["golden"] = DATA, ETAG
+def held(machine: Machine) -> MemoryBytes:
+    machine.held.hold("golden", DATA)
     return machine.held
 
 
 async def test_an_artifact_is_sent_whole_with_length_and_name(
-    machine: Machine, held: MemoryImageBytes
+    machine: Machine, held: MemoryBytes
 ) -> None:
     answer = await machine.http.get(ARTIFACT)
     assert (answer.status_code, answer.content) == (200, DATA)
@@ -138,9 +139,7 @@ async def test_an_artifact_is_sent_whole_with_length_and_name(
     await freed(held)
 
 
-async def test_head_tells_the_same_and_sends_nothing(
-    machine: Machine, held: MemoryImageBytes
-) -> None:
+async def test_head_tells_the_same_and_sends_nothing(machine: Machine, held: MemoryBytes) -> None:
     answer = await machine.http.head(ARTIFACT)
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-length"] == str(len(DATA))
@@ -148,7 +147,7 @@ async def test_head_tells_the_same_and_sends_nothing(
 
 
 @pytest.mark.parametrize("form", ["artifact", "raw"])
-async def test_a_part_is_sent(machine: Machine, held: MemoryImageBytes, form: str) -> None:
+async def test_a_part_is_sent(machine: Machine, held: MemoryBytes, form: str) -> None:
     path = f"/api/v1/images/golden/{form}"
     answer = await machine.http.get(path, headers={"Range": "bytes=1000-4999"})
     assert (answer.status_code, answer.content) == (206, DATA[1000:5000])
@@ -159,21 +158,19 @@ async def test_a_part_is_sent(machine: Machine, held: MemoryImageBytes, form: st
     await freed(held)
 
 
-async def test_a_range_of_another_file_is_sent_whole(
-    machine: Machine, held: MemoryImageBytes
-) -> None:
+async def test_a_range_of_another_file_is_sent_whole(machine: Machine, held: MemoryBytes) -> None:
     headers = {"Range": "bytes=0-9", "If-Range": '"another"'}
     assert (await machine.http.get(ARTIFACT, headers=headers)).status_code == 200
     headers["If-Range"] = f'"{ETAG}"'
     assert (await machine.http.get(ARTIFACT, headers=headers)).status_code == 206
 
 
-async def test_what_is_known_is_not_sent_again(machine: Machine, held: MemoryImageBytes) -> None:
+async def test_what_is_known_is_not_sent_again(machine: Machine, held: MemoryBytes) -> None:
     answer = await machine.http.get(ARTIFACT, headers={"If-None-Match": f'"{ETAG}"'})
     assert (answer.status_code, answer.content) == (304, b"")
 
 
-async def test_a_form_without_ranges_ignores_them(machine: Machine, held: MemoryImageBytes) -> None:
+async def test_a_form_without_ranges_ignores_them(machine: Machine, held: MemoryBytes) -> None:
     for form, length in (("qcow2", str(len(DATA))), ("raw.zst", None)):
         path = f"/api/v1/images/golden/{form}"
         answer = await machine.http.get(path, headers={"Range": "bytes=0-9"})
@@ -182,8 +179,8 @@ async def test_a_form_without_ranges_ignores_them(machine: Machine, held: Memory
         assert "accept-ranges" not in answer.headers
 
 
-async def test_who_leaves_early_frees_the_reader(machine: Machine, held: MemoryImageBytes) -> None:
-    held.artifacts["golden"] = bytes(64 << 20)
+async def test_who_leaves_early_frees_the_reader(machine: Machine, held: MemoryBytes) -> None:
+    held.hold("golden", bytes(64 << 20))
     async with machine.http.stream("GET", ARTIFACT) as stream:
         async for _ in stream.aiter_raw():
             break

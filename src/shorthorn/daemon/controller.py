@@ -122,9 +122,8 @@ class ControllerProgram(Program):
         settings, registries = self._settings, self._registries
         users = connect_users(settings.kubeconfig, self._client)
         identity = PeerIdentity(self._client, namespace=settings.namespace)
-        image_bytes = PeerBytes(registries.copies, registries.pools, identity)
-        self._stack.push_async_callback(image_bytes.close)
         self._spawn(identity.run())
+        image_bytes = PeerBytes(registries.copies, registries.pools, identity)
         site = Site(
             namespace=settings.namespace,
             driver_name=settings.driver_name,
@@ -142,6 +141,7 @@ class ControllerProgram(Program):
             await server.rates.run()
         finally:
             await server.stop()
+            await image_bytes.close()
             await users.aclose()
 
     async def _web_key(self) -> str:

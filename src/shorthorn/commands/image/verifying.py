@@ -7,6 +7,7 @@ anything. Called by `verify --wait`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from shorthorn.commands.image.cluster import Cluster
@@ -32,11 +33,13 @@ async def wait_verified(
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    image = BACKING_IMAGE.from_object(await cluster.image(name))
-                    copies = await cluster.copies(name)
-                    _raise_corrupt(image, copies)
-                    if _is_done(image, copies, at):
-                        return image.status.checksum
+                    # Over a restart of the API server it goes on.
+                    with contextlib.suppress(errors.Unavailable):
+                        image = BACKING_IMAGE.from_object(await cluster.image(name))
+                        copies = await cluster.copies(name)
+                        _raise_corrupt(image, copies)
+                        if _is_done(image, copies, at):
+                            return image.status.checksum
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
             raise errors.Unavailable(

@@ -121,7 +121,10 @@ def _existing(obj: Object | None, name: str) -> BackingImage:
 
 async def _show(cluster: Cluster, image: BackingImage, meter: Meter, said: str) -> str:
     """Show how far the copy is that is farthest; return what was said of it."""
-    copies = [c.status for c in await cluster.copies(image.meta.name)]
+    try:
+        copies = [c.status for c in await cluster.copies(image.meta.name)]
+    except errors.Unavailable:  # whoever follows the image goes on, or gives up
+        return said
     best = max(copies, key=lambda c: (c.progress_percent, c.bytes_done), default=None)
     ready = next((c for c in image.status.conditions if c.type == "Ready"), None)
     if best is not None and best.bytes_done:
