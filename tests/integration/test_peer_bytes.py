@@ -254,6 +254,29 @@ async def test_a_form_that_takes_long_is_waited_for(
         await host.read(ArtifactForm.ARTIFACT)
 
 
+async def test_a_sender_may_pause_for_longer_than_a_node_may(
+    host: Host, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.begin(len(DATA))
+    monkeypatch.setattr(peer_bytes_client, "IDLE_TIMEOUT_S", 0.3)
+
+    async def pausing() -> AsyncIterator[bytes]:
+        yield DATA[:1000]
+        await asyncio.sleep(1)
+        yield DATA[1000:]
+
+    assert (await host.bytes.append(KEY.name, 0, pausing())).is_complete
+
+
+async def test_a_refusal_does_not_wait_for_bytes_that_never_come(
+    host: Host, served: Served
+) -> None:
+    await host.begin(len(DATA))
+    with pytest.raises(errors.OffsetMismatch):
+        async with asyncio.timeout(5):
+            await host.bytes.append(KEY.name, 7, then_silence(DATA[:9], asyncio.Event()))
+
+
 def _late(read: object, delay_s: float) -> object:
     """Return `PoolBytes.read`, which begins later."""
     import contextlib
