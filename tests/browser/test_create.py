@@ -63,9 +63,7 @@ async def test_what_the_server_refuses_is_said_at_the_form(
     await expect(page.get_by_label("Disk tags")).to_have_value("ssd, fast")
 
 
-async def test_a_volume_becomes_an_image(
-    visitor: Visitor, images: Images, own: Namespace
-) -> None:
+async def test_a_volume_becomes_an_image(visitor: Visitor, images: Images, own: Namespace) -> None:
     own.claim("data", "64Mi", volumeMode="Block")
     volume = own.volume_of("data")["spec"]["csi"]["volumeHandle"]
     page = await visitor.go(f"/volumes?q={volume}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, StorageState, expect
 from tests.browser.chromium import DESKTOP, PHONE, visiting
 from tests.browser.scenery import MIB, Images, disk, url_of
 from tests.fakes.image_server import Behaviour
-from tests.integration.daemon_process import ServiceProcess, poll
-from tests.integration.service_api import Namespace, namespace
+from tests.integration.daemon_process import ServiceProcess
+from tests.integration.service_api import namespace
 
 #: What axe says of a page at best: nothing of these.
 _BAD = {"serious", "critical"}
@@ -38,7 +39,7 @@ PAGES = {
 
 
 @pytest.fixture(scope="module")
-def furnished(service: ServiceProcess) -> ServiceProcess:
+def furnished(service: ServiceProcess) -> Iterator[ServiceProcess]:
     """A service with something of everything."""
     images = Images(service)
     with namespace(service.api, "looks") as own:

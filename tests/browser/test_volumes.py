@@ -31,9 +31,7 @@ async def test_a_volume_appears_and_its_snapshot_is_restored(
     own.api.delete("VolumeSnapshotContent", "", "restored")
 
 
-async def test_an_image_becomes_a_volume(
-    visitor: Visitor, images: Images, own: Namespace
-) -> None:
+async def test_an_image_becomes_a_volume(visitor: Visitor, images: Images, own: Namespace) -> None:
     visitor.expect_complaint("status of 4")
     images.make("golden", disk(32 * MIB))
     page = await visitor.go("/images/golden")

@@ -65,7 +65,7 @@ async def running_edge(folder: Path, pool: ImageBytes) -> AsyncIterator[str]:
             cookie="shorthorn",
             links=LoginLinks(key),
             links_token=token,
-            metrics=lambda: b"",
+            metrics=_metrics,
         )
         listener = open_everywhere("127.0.0.1", 0)
         port = listener.getsockname()[1]
@@ -79,3 +79,7 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+
+
+async def _metrics() -> bytes:
+    return b""

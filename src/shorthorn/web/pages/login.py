@@ -99,9 +99,7 @@ def _own_path(path: str) -> str:
     return path if is_ours and not parts.scheme and not parts.netloc else "/"
 
 
-def _form(
-    request: Request, problem: str, status: int = 200, *, is_ended: bool = False
-) -> Response:
+def _form(request: Request, problem: str, status: int = 200, *, is_ended: bool = False) -> Response:
     back = _own_path(request.query_params.get("next", ""))
     values = {"problem": problem, "next": back, "is_ended": is_ended}
     return page(request, "login.html", status=status, **values)
