@@ -178,7 +178,9 @@ def refusal(
 class Node(ClusterProgram):
     """One machine: a program, its data directory, and what a kubelet does there."""
 
-    def __init__(self, name: str, folder: Path, kubeconfig: Path, pool_size: str) -> None:
+    def __init__(
+        self, name: str, folder: Path, kubeconfig: Path, pool_size: str, *, is_peer: bool = False
+    ) -> None:
         self.data_dir = folder / name
         super().__init__(
             name,
@@ -186,6 +188,7 @@ class Node(ClusterProgram):
             kubeconfig,
             *("node", "--node-id", name, "--data-dir", str(self.data_dir)),
             *("--pool-size", pool_size, "--node-tag", f"tag-{name}"),
+            *(("--peer-listen", f"127.0.0.1:{free_port()}") if is_peer else ()),
         )
 
     def volume_file(self, volume_id: str) -> Path:
@@ -238,13 +241,16 @@ class Node(ClusterProgram):
 class Cluster:
     """All of it. Nothing is started yet."""
 
-    def __init__(self, folder: Path, *, nodes: int = 2, pool_size: str = "320M") -> None:
+    def __init__(
+        self, folder: Path, *, nodes: int = 2, pool_size: str = "320M", are_peers: bool = False
+    ) -> None:
         self.server = ApiProcess(folder)
         kubeconfig = self.server.kubeconfig
         self.api = Api(kubeconfig)
         self.controller = ClusterProgram("controller", folder, kubeconfig, "controller")
         self.nodes = [
-            Node(f"node-{letter}", folder, kubeconfig, pool_size) for letter in "abc"[:nodes]
+            Node(f"node-{letter}", folder, kubeconfig, pool_size, is_peer=are_peers)
+            for letter in "abc"[:nodes]
         ]
 
     def start(self) -> None:
@@ -284,11 +290,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(*, nodes: int = 2) -> Iterator[Cluster]:
-    """A started cluster; everything of it is gone at the end."""
+def running(*, nodes: int = 2, are_peers: bool = False) -> Iterator[Cluster]:
+    """A started cluster; everything of it is gone at the end. `are_peers`: its nodes exchange image
+    bytes.
+    """
     # Not below pytest's own directory: socket paths have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="shorthorn-cluster-"))
-    cluster = Cluster(folder, nodes=nodes)
+    cluster = Cluster(folder, nodes=nodes, are_peers=are_peers)
     try:
         cluster.start()
         yield cluster

@@ -11,14 +11,17 @@ import hashlib
 import os
 import random
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shorthorn.domain.models import ImageFormat, ImageKey, ImageRecord, Peer
+from tests.fakes.registries import MemoryRegistry
+
+from shorthorn.domain.models import ImageFormat, ImageKey, ImageRecord, Meta, Peer, Pool, PoolSpec
 from shorthorn.engines.local import LocalEngine
 from shorthorn.images.download import RetryPolicy
+from shorthorn.images.peer_bytes import PeerBytes
 from shorthorn.images.peer_fetcher import PeerFetcher
 from shorthorn.images.peer_server import PeerServer
 from shorthorn.kube.peer_certificates import PEER_SERVER_NAME, Leaf, issue_leaf, make_authority
@@ -27,6 +30,8 @@ from shorthorn.kube.peer_identity import Contexts, make_contexts
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Sequence
+
+    from tests.integration.bytes_host import Host
 
 MIB = 1 << 20
 KEY = ImageKey("golden", "1f0c")
@@ -185,3 +190,40 @@ def scattered(path: Path, count: int) -> Path:
 def sha512(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha512").hexdigest()
+
+
+@dataclass
+class Served:
+    """A host whose `bytes` go through its peer server."""
+
+    server: PeerServer
+    pools: MemoryRegistry[Pool]
+    bytes: PeerBytes
+    pool_uuid: str
+
+    async def move(self, address: str) -> None:
+        """Let the node be at another address, or at none."""
+        pool = await self.pools.find(self.pool_uuid)
+        assert pool is not None
+        spec = replace(pool.spec, peer_address=address)
+        await self.pools.update(replace(pool, spec=spec))
+
+
+@contextlib.asynccontextmanager
+async def behind_peer_server(
+    host: Host, tls: Tls, *, client: Tls | None = None
+) -> AsyncIterator[Served]:
+    """Put a peer server before the pool of `host`, and into `host.bytes` what asks it."""
+    server = PeerServer(host.engine, tls, host="127.0.0.1", pool_bytes=host.pool)
+    await server.start()
+    uuid = host.engine.pool_uuid
+    pools: MemoryRegistry[Pool] = MemoryRegistry(Pool)
+    spec = PoolSpec("node-a", uuid, "/pool", peer_address=f"127.0.0.1:{server.port}")
+    await pools.create(Pool(Meta(uuid), spec))
+    asking = PeerBytes(host.copies, pools, client or tls)
+    host.bytes = asking
+    try:
+        yield Served(server, pools, asking, uuid)
+    finally:
+        await asking.close()
+        await server.stop()

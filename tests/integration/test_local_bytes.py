@@ -7,137 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import random
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import zstandard
-from tests.fakes.registries import MemoryRegistry
-from tests.fakes.world import MemoryWeb
+from tests.integration.bytes_host import (
+    DATA,
+    KEY,
+    MIB,
+    Host,
+    broken,
+    host_in,
+    pieces,
+    then_silence,
+)
 
-from shorthorn.controllers.image_copies import ImageCopyReconciler
 from shorthorn.domain import errors, names
-from shorthorn.domain.image_bytes import ArtifactForm, UploadState
+from shorthorn.domain.image_bytes import VERIFY_AT, ArtifactForm, UploadState
 from shorthorn.domain.models import CopyState, ImageCopy, ImageCopySpec, ImageKey, Meta
-from shorthorn.engines.local import LocalEngine
 from shorthorn.host import extents
-from shorthorn.images.checksum import Sha512Checksummer
-from shorthorn.images.clones import PoolCloner
-from shorthorn.images.local_bytes import LocalBytes, PoolBytes
-from shorthorn.images.uploads import JOURNAL_NAME, Uploads
+from shorthorn.images.uploads import JOURNAL_NAME
 from shorthorn.kit import process
-from shorthorn.kit.keyed import KeyedLocks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.root
-
-MIB = 1 << 20
-KEY = ImageKey("golden", "1f0c")
-DATA = random.Random(5).randbytes(5 * MIB) + bytes(3 * MIB) + random.Random(6).randbytes(MIB)
-
-
-class Host:
-    """An open pool with its reconciler; `again` is the next process."""
-
-    def __init__(self, root: Path, copies: MemoryRegistry[ImageCopy], **options: Any) -> None:
-        self.root = root
-        self.copies = copies
-        self.engine = LocalEngine(root)
-        self.woken = asyncio.Event()
-        self.uploads = Uploads("pool-1", **options)
-
-    async def open(self) -> None:
-        await self.engine.open()
-        self.pool = PoolBytes(self.engine, self.uploads, "pool-1")
-        self.bytes = LocalBytes(self.pool, self.copies, self.engine.pool_uuid)
-        self.reconciler = ImageCopyReconciler(
-            self.copies,
-            self.engine,
-            MemoryWeb(),
-            Sha512Checksummer(),
-            KeyedLocks(),
-            lambda _: self.woken.set(),
-            uploads=self.uploads,
-            cloner=PoolCloner("pool-1"),
-        )
-
-    @property
-    def name(self) -> str:
-        return names.copy_name(KEY.name, self.engine.pool_uuid)
-
-    async def close(self) -> None:
-        await self.reconciler.close()
-        await self.engine.close()
-
-    async def again(self) -> Host:
-        await self.close()
-        host = Host(self.root, self.copies)
-        await host.open()
-        return host
-
-    async def begin(self, length: int, checksum: str = "") -> None:
-        uuid = self.engine.pool_uuid
-        spec = ImageCopySpec(
-            KEY.name, KEY.uuid, "n", uuid, "upload", {"length": str(length)}, checksum
-        )
-        await self.copies.create(ImageCopy(Meta(self.name), spec))
-        await self.awaited()
-
-    async def awaited(self) -> None:
-        """Reconcile until bytes are awaited, or the image is there."""
-        while self.uploads.state(KEY) is None and await self.engine.find_image(KEY) is None:
-            await self.reconciler.reconcile(self.name)
-            await asyncio.sleep(0.001)
-
-    async def ended(self) -> ImageCopy:
-        """Reconcile until the copy is ready or has failed."""
-        async with asyncio.timeout(30):
-            while True:
-                await self.reconciler.reconcile(self.name)
-                copy = await self.copies.find(self.name)
-                assert copy is not None
-                if copy.status.state in (CopyState.READY, CopyState.FAILED):
-                    return copy
-                await asyncio.sleep(0.005)
-
-    async def read(self, form: ArtifactForm, **span: Any) -> bytes:
-        async with self.bytes.read(KEY.name, form, **span) as opened:
-            return b"".join([chunk async for chunk in opened.chunks])
-
-    def staged(self) -> list[str]:
-        return [str(path) for path in (self.root / "staging" / "images").glob("**/*")]
-
-
-@contextlib.asynccontextmanager
-async def host_in(directory: Path, **options: Any) -> AsyncIterator[Host]:
-    host = Host(directory, MemoryRegistry(ImageCopy), **options)
-    await host.open()
-    try:
-        yield host
-    finally:
-        await host.close()
-
-
-async def pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
-
-
-async def broken(data: bytes) -> AsyncIterator[bytes]:
-    yield data
-    raise ConnectionResetError("the client went away")
-
-
-async def then_silence(data: bytes, sent: asyncio.Event) -> AsyncIterator[bytes]:
-    yield data
-    sent.set()
-    await asyncio.Event().wait()
 
 
 async def test_what_is_sent_becomes_an_image(pool_dir: Path) -> None:
@@ -385,6 +286,43 @@ async def test_a_clone_shares_all_blocks_of_its_origin(xfs_dir: Path) -> None:
         assert shared == 6 * MIB
         async with host.bytes.read("second", ArtifactForm.ARTIFACT) as opened:
             assert b"".join([chunk async for chunk in opened.chunks]) == DATA
+
+
+async def _verified(host: Host, value: str) -> ImageCopy:
+    """Ask for a verification, and reconcile until it has been carried out."""
+    copy = await host.copies.find(host.name)
+    assert copy is not None
+    meta = dataclasses.replace(copy.meta, annotations={VERIFY_AT: value})
+    await host.copies.update(dataclasses.replace(copy, meta=meta))
+    async with asyncio.timeout(30):
+        while copy.status.verify_at != value:
+            await host.reconciler.reconcile(host.name)
+            await asyncio.sleep(0.002)
+            found = await host.copies.find(host.name)
+            assert found is not None
+            copy = found
+    return copy
+
+
+async def test_damage_on_the_disk_is_found_when_it_is_looked_for(pool_dir: Path) -> None:
+    async with host_in(pool_dir) as host:
+        await _sent(host, DATA)
+        assert (await _verified(host, "t1")).status.state is CopyState.READY
+        record = await host.engine.find_image(KEY)
+        assert record is not None
+        with Path(record.artifact_path).open("r+b") as file:
+            file.seek(4 * MIB)
+            file.write(b"\0")
+        condemned = await _verified(host, "t2")
+        assert (condemned.status.state, condemned.status.reason) == (CopyState.FAILED, "Corrupt")
+        assert record.checksum in condemned.status.message
+        again = await host.again()
+        for _ in range(3):
+            await again.reconciler.reconcile(again.name)
+        assert await again.copies.find(again.name) == condemned
+        with pytest.raises(errors.NotFound, match="damaged"):
+            await again.read(ArtifactForm.RAW)
+        await again.close()
 
 
 @pytest.mark.parametrize("delay_ms", [30, 120, 300])

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tests.fakes.registries import MemoryRegistry
-from tests.integration.test_local_bytes import KEY, MIB, Host, pieces
+from tests.integration.bytes_host import KEY, MIB, Host, pieces
 
 from shorthorn.domain.models import ImageCopy
 

@@ -277,11 +277,11 @@ async def test_an_image_stays_ready_while_its_checksum_cannot_be_computed(host: 
     class Broken(MemoryChecksummer):
         tries = 0
 
-        async def sha512(self, *arguments: Any) -> str:
+        async def sha512(self, *arguments: Any, **options: Any) -> str:
             self.tries += 1
             if self.tries < 3:
                 raise Unavailable("disk", "read error")
-            return await super().sha512(*arguments)
+            return await super().sha512(*arguments, **options)
 
     host.checksummer = Broken()
     await host.restart()

@@ -103,6 +103,13 @@ COPY = ImageCopy(HELD, ImageCopySpec("i", "u", "n", "p", "export-from-volume"))
 DOWNLOAD = dataclasses.replace(COPY, spec=dataclasses.replace(COPY.spec, source_type="download"))
 HASHED = ImageRecord(ImageKey("i", "u"), ImageFormat.RAW, 1, 1, "c", {}, NOW, NOW, "/a", "/b")
 UNHASHED = dataclasses.replace(HASHED, checksum="")
+READY_COPY = _with(COPY, state=CopyState.READY, checksum="c")
+CONDEMNED = _with(READY_COPY, state=CopyState.FAILED, reason="Corrupt", verify_at="t0")
+
+
+def _asked(copy):
+    annotations = {"shorthorn.io/verify-at": "t1"}
+    return dataclasses.replace(copy, meta=dataclasses.replace(copy.meta, annotations=annotations))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,8 @@ UNHASHED = dataclasses.replace(HASHED, checksum="")
         pytest.param(_with(COPY, point_in_time=NOW), None, False, Step.TRANSFER, id="then moved"),
         pytest.param(_with(COPY, point_in_time=NOW), None, True, Step.NOTHING, id="moving"),
         pytest.param(DOWNLOAD, None, False, Step.TRANSFER, id="a download has no point in time"),
-        pytest.param(DOWNLOAD, UNHASHED, True, Step.REPORT, id="complete and not yet said"),
+        pytest.param(DOWNLOAD, UNHASHED, True, Step.NOTHING, id="found before it is durable"),
+        pytest.param(DOWNLOAD, UNHASHED, False, Step.REPORT, id="complete and not yet said"),
         pytest.param(
             _with(COPY, state=CopyState.READY), UNHASHED, False, Step.HASH, id="hashed afterwards"
         ),
@@ -130,6 +138,19 @@ UNHASHED = dataclasses.replace(HASHED, checksum="")
             Step.NOTHING,
             id="satisfied",
         ),
+        pytest.param(_asked(READY_COPY), HASHED, False, Step.VERIFY, id="to be verified"),
+        pytest.param(_asked(READY_COPY), HASHED, True, Step.NOTHING, id="being verified"),
+        pytest.param(
+            _asked(_with(READY_COPY, verify_at="t1")), HASHED, False, Step.NOTHING, id="verified"
+        ),
+        pytest.param(
+            _asked(_with(READY_COPY, verify_at="t0")), HASHED, False, Step.VERIFY, id="once more"
+        ),
+        pytest.param(CONDEMNED, HASHED, False, Step.NOTHING, id="a record redeems no bytes"),
+        pytest.param(
+            _with(CONDEMNED, verify_at=""), HASHED, False, Step.REPORT, id="files came back"
+        ),
+        pytest.param(_deleting(CONDEMNED), HASHED, False, Step.DELETE, id="condemned and deleted"),
         pytest.param(_with(COPY, state=CopyState.READY), None, False, Step.REPORT_LOST, id="lost"),
         pytest.param(_with(COPY, state=CopyState.FAILED), None, False, Step.NOTHING, id="failed"),
         pytest.param(_deleting(COPY), None, True, Step.DELETE, id="deleted in mid-transfer"),

@@ -35,11 +35,13 @@ from shorthorn.domain.image_bytes import (
     LENGTH_PARAMETER,
     RETRIED,
     RETRY_AT,
+    VERIFY_AT,
 )
 from shorthorn.domain.labels import IMAGE_LABEL, copy_labels, image_selector
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageStatus,
+    CopyState,
     ImageCopy,
     ImageCopySpec,
     Meta,
@@ -173,7 +175,22 @@ class BackingImageReconciler:
         self._remember(image, steps)
         for step in steps:
             image = await self._take(image, step, origin)
+        await self._hand_on(image, copies)
         return _delay_s(image, copies, steps, now)
+
+    async def _hand_on(self, image: BackingImage, copies: Sequence[ImageCopy]) -> None:
+        """Let the nodes of ready copies know that they are to be verified."""
+        value = image.meta.annotations.get(VERIFY_AT, "")
+        for copy in copies:
+            is_ready = copy.status.state is CopyState.READY and not copy.meta.deleting
+            if not value or not is_ready or copy.meta.annotations.get(VERIFY_AT) == value:
+                continue
+            # Read again: a plan that was just carried out may have removed it.
+            found = await self._copies.find(copy.meta.name)
+            if found is not None and not found.meta.deleting:
+                asked = {**found.meta.annotations, VERIFY_AT: value}
+                meta = dataclasses.replace(found.meta, annotations=asked)
+                await self._copies.update(dataclasses.replace(found, meta=meta))
 
     async def _find_origin(self, image: BackingImage, copies: Sequence[ImageCopy]) -> Origin | None:
         """Return what a clone that has no copy yet is made of; None where there is nothing."""

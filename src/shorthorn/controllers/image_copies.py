@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,11 +22,11 @@ from typing import Any
 from shorthorn.controllers.controller import back_off_s
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.controllers.outcomes import is_final, reason_of
-from shorthorn.controllers.peers import peers_with_image
+from shorthorn.controllers.peers import has_copies, peers_with_image
 from shorthorn.controllers.retries import Retries
 from shorthorn.controllers.transfers import Transfers, failure_of
-from shorthorn.domain import errors, planning
-from shorthorn.domain.image_bytes import CLONE_SOURCE, CLONE_UUID, ImageCloner
+from shorthorn.domain import errors, names, planning
+from shorthorn.domain.image_bytes import CLONE_SOURCE, CLONE_UUID, VERIFY_AT, ImageCloner
 from shorthorn.domain.models import (
     CopyState,
     ImageCopy,
@@ -50,6 +51,9 @@ from shorthorn.kit.keyed import KeyedLocks
 log = logging.getLogger(__name__)
 
 _FULL_PERCENT = 100
+_DAMAGED = (errno.ENOENT, errno.EIO, errno.EUCLEAN)
+"""What says that an artifact is damaged, and not that it cannot be read at this moment."""
+
 _SYNCS_MAX = 5
 """Most copies that come to this node from peers at once; Longhorn's
 concurrent-backing-image-replenish-per-node-limit."""
@@ -89,6 +93,8 @@ class ImageCopyReconciler:
         self._checksummer = checksummer
         self._locks = locks
         self._transfers: Transfers[ImageRecord] = Transfers(enqueue)
+        #: By copy, the request that its running transfer carries out, where that verifies.
+        self._verifying: dict[str, str] = {}
         self._turns = asyncio.Semaphore(_SYNCS_MAX)
         self._retries = Retries(lambda failures: back_off_s(failures))
 
@@ -108,7 +114,10 @@ class ImageCopyReconciler:
             failure = failure_of(ended)
             if failure is not None:
                 return await self._give_up(copy, failure)
-            self._transfers.forget(name)
+            if name in self._verifying:
+                await self._report(copy, **self._verified(name))
+                copy = await self._copies.find(name) or copy
+            self._end(name)
             self._retries.forget(name)
         record = await self._engine.find_image(_key(copy))
         step = planning.plan_copy(copy, record, is_moving=self._transfers.is_known(name))
@@ -123,7 +132,9 @@ class ImageCopyReconciler:
                 return None
             case Step.CAPTURE:
                 await self._capture(copy)
-            case Step.TRANSFER | Step.HASH if self._retries.wait_s(copy.meta.name) > 0:
+            case Step.TRANSFER | Step.HASH | Step.VERIFY if (
+                self._retries.wait_s(copy.meta.name) > 0
+            ):
                 return self._retries.wait_s(copy.meta.name)
             case Step.TRANSFER:
                 await self._start_transfer(copy)
@@ -133,10 +144,13 @@ class ImageCopyReconciler:
             case Step.HASH if record is not None:
                 self._start_hash(copy, record)
                 return None
+            case Step.VERIFY if record is not None:
+                self._start_verification(copy, record)
+                return None
             case Step.REPORT_LOST:
-                await self._fail(
-                    copy, errors.Corrupt("image copy", copy.meta.name, "its files are gone")
-                )
+                gone = errors.Corrupt("image copy", copy.meta.name, "its files are gone")
+                # Not condemned: it is as good as before when they are there again.
+                await self._fail(copy, gone, verify_at="", verified_at=None)
             case _:
                 await self._report_progress(copy)
                 return None
@@ -209,7 +223,7 @@ class ImageCopyReconciler:
         parameters = copy.spec.source_parameters
         origin = ImageKey(parameters.get(CLONE_SOURCE, ""), parameters.get(CLONE_UUID, ""))
         key, expected = _key(copy), copy.spec.expected_checksum
-        record = await self._engine.find_image(origin)
+        record = await self._find_sound(origin)
         staging = await self._engine.staging_dir(key)
         if record is not None and self._cloner is not None:
             made = await self._cloner.clone(record, key, staging)
@@ -217,8 +231,10 @@ class ImageCopyReconciler:
             spec = dataclasses.replace(copy.spec, image=origin.name, image_uuid=origin.uuid)
             of_origin = dataclasses.replace(copy, spec=spec)
             peers = await peers_with_image(self._copies, self._pools, of_origin)
+            if not peers and await has_copies(self._copies, of_origin):
+                raise errors.Unavailable("peers", f"no node with image {origin.name} is there now")
             if not peers:
-                raise errors.ImageFailed(key.name, f"no node with image {origin.name} is there")
+                raise errors.ImageFailed(key.name, f"image {origin.name} was deleted")
             made = await self._peers.fetch_image(origin, peers, expected, staging, report)
         else:
             raise errors.ImageFailed(key.name, f"image {origin.name} is not in this pool")
@@ -227,12 +243,50 @@ class ImageCopyReconciler:
         source = {"type": str(SourceType.CLONE), CLONE_SOURCE: origin.name}
         return await self._engine.commit_image(dataclasses.replace(made, key=key, source=source))
 
+    async def _find_sound(self, image: ImageKey) -> ImageRecord | None:
+        """Return another image of this pool, if it is there and not known to be damaged."""
+        copy = await self._copies.find(names.copy_name(image.name, self._engine.pool_uuid))
+        if copy is not None and copy.spec.image_uuid == image.uuid and copy.is_condemned:
+            return None
+        return await self._engine.find_image(image)
+
     def _start_hash(self, copy: ImageCopy, record: ImageRecord) -> None:
         async def work(report: ReportProgress) -> ImageRecord:
             checksum = await self._checksummer.sha512(Path(record.artifact_path), report)
             return await self._engine.record_checksum(record.key, checksum)
 
         self._transfers.start(copy.meta.name, work)
+
+    def _start_verification(self, copy: ImageCopy, record: ImageRecord) -> None:
+        """Hash the artifact again. Ends with Corrupt where it is not what was written."""
+        name = copy.meta.name
+
+        async def work(report: ReportProgress) -> ImageRecord:
+            path = Path(record.artifact_path)
+            try:
+                found = await self._checksummer.sha512(path, report, from_disk=True)
+            except OSError as exc:
+                if exc.errno not in _DAMAGED:
+                    raise
+                raise errors.Corrupt("image copy", name, f"it cannot be read: {exc}") from exc
+            if found != record.checksum:
+                problem = f"its SHA-512 was {record.checksum} and is now {found}"
+                raise errors.Corrupt("image copy", name, problem)
+            return record
+
+        self._verifying[name] = copy.meta.annotations[VERIFY_AT]
+        self._transfers.start(name, work)
+
+    def _verified(self, name: str) -> dict[str, Any]:
+        """What the status says of a verification that has ended; nothing where none has."""
+        if name not in self._verifying:
+            return {}
+        return {"verify_at": self._verifying[name], "verified_at": datetime.now(UTC)}
+
+    def _end(self, name: str) -> None:
+        """Forget a transfer whose end has been written down."""
+        self._transfers.forget(name)
+        self._verifying.pop(name, None)
 
     async def _delete(self, copy: ImageCopy) -> None:
         await self._forget(copy.meta.name)
@@ -241,6 +295,7 @@ class ImageCopyReconciler:
 
     async def _forget(self, name: str) -> None:
         await self._transfers.cancel(name)
+        self._verifying.pop(name, None)
         self._retries.forget(name)
 
     async def _give_up(self, copy: ImageCopy, exc: BaseException) -> float | None:
@@ -250,16 +305,16 @@ class ImageCopyReconciler:
         lost otherwise, and all of it fetched again.
         """
         name = copy.meta.name
-        is_ready = copy.status.state is CopyState.READY
+        is_ready = copy.status.state is CopyState.READY and not isinstance(exc, errors.Corrupt)
         if is_ready:
             # It stays so when only its checksum could not be computed this time.
             log.warning("image copy %s: %s", name, exc)
         elif is_final(exc):
             await self._engine.discard_staging(_key(copy))
-            await self._fail(copy, exc)
+            await self._fail(copy, exc, **self._verified(name))
         else:
             await self._report(copy, reason=reason_of(exc), message=str(exc))
-        self._transfers.forget(name)
+        self._end(name)
         if is_final(exc) and not is_ready:
             return None
         return self._retries.failed(name)
@@ -298,8 +353,9 @@ class ImageCopyReconciler:
             message=progress.message,
         )
 
-    async def _fail(self, copy: ImageCopy, exc: BaseException) -> None:
-        await self._report(copy, state=CopyState.FAILED, reason=reason_of(exc), message=str(exc))
+    async def _fail(self, copy: ImageCopy, exc: BaseException, **changes: Any) -> None:
+        failure = {"state": CopyState.FAILED, "reason": reason_of(exc), "message": str(exc)}
+        await self._report(copy, **failure, **changes)
 
     async def _report(self, copy: ImageCopy, **changes: Any) -> None:
         status = dataclasses.replace(copy.status, **changes)

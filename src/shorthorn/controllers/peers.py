@@ -33,6 +33,15 @@ async def peers_with_image(
     return sorted(peers, key=lambda peer: zlib.crc32(f"{own} {peer.pool_uuid}".encode()))
 
 
+async def has_copies(copies: Registry[ImageCopy], wanted: ImageCopy) -> bool:
+    """Whether the image of `wanted` has any copy that is to stay, in whatever state."""
+    image = (wanted.spec.image, wanted.spec.image_uuid)
+    return any(
+        (copy.spec.image, copy.spec.image_uuid) == image and not copy.meta.deleting
+        for copy in await copies.list(labels=image_selector(wanted.spec.image))
+    )
+
+
 async def find_peer(pools: Registry[Pool], pool_uuid: str) -> Peer | None:
     """Return the peer with that pool; None where it is away or gives nothing to peers."""
     pool = await pools.find(pool_uuid)

@@ -79,7 +79,7 @@ class NodeProgram(Program):
         engine, pool_dir = await self._stack.enter_async_context(
             open_engine(settings.data_dir, pool_size_bytes=settings.pool_size_bytes)
         )
-        await self._start_peers(engine, pool_dir)
+        identity = self._join_peers(pool_dir)
         locks: KeyedLocks[str] = KeyedLocks()
         operations = KeyedOperations()
         node = NodeService(
@@ -91,6 +91,8 @@ class NodeProgram(Program):
         )
         work = self._work_of(engine, locks, node, pool_dir)
         self._stack.push_async_callback(work.close)
+        if identity is not None:
+            await self._serve_peers(engine, work, identity)
         for registry in self._registries.of_node:
             self._spawn(registry.run())
         self._spawn(self._keep_pool(work))
@@ -134,22 +136,26 @@ class NodeProgram(Program):
 
     # --- image bytes between nodes
 
-    async def _start_peers(self, engine: Engine, pool_dir: Path) -> None:
-        """Begin to give and take image bytes. Without an address this node does neither: copies of
-        type `sync` wait, and its Pool object names no address.
+    def _join_peers(self, pool_dir: Path) -> PeerIdentity | None:
+        """Become one of the peers. Without an address this node neither gives nor takes image
+        bytes: copies of type `sync` wait, and its Pool object names no address.
         """
         settings = self._settings
         if not settings.peer_listen:
             log.info("image bytes are not exchanged with other nodes")
-            return
+            return None
         identity = PeerIdentity(self._client, namespace=settings.namespace)
         self._spawn(identity.run())
-        host, port = parse_listen(settings.peer_listen)
-        server = PeerServer(engine, identity, host=host, port=port)
-        await server.start()
-        self._stack.push_async_callback(server.stop)
         self._peers = PeerFetcher(str(pool_dir), identity)
         self._peer_address = settings.peer_address
+        return identity
+
+    async def _serve_peers(self, engine: Engine, work: NodeWork, identity: PeerIdentity) -> None:
+        """Give image bytes to other nodes and, through the controller, to people and machines."""
+        host, port = parse_listen(self._settings.peer_listen)
+        server = PeerServer(engine, identity, host=host, port=port, pool_bytes=work.bytes)
+        await server.start()
+        self._stack.push_async_callback(server.stop)
 
     # --- what needs the API server
 

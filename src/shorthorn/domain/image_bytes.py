@@ -35,7 +35,11 @@ RETRIED: Final = "shorthorn.io/retried"
 """Annotation by which the BackingImage controller notes which RETRY_AT it has obeyed."""
 
 VERIFY_AT: Final = "shorthorn.io/verify-at"
-"""Annotation of a BackingImage (RFC 3339): ready copies are hashed again, once for each value."""
+"""Annotation of a BackingImage (RFC 3339): ready copies are hashed again, once for each value.
+
+The BackingImage controller hands it on to the ImageCopies that are ready; status.verifyAt of each
+is the last value that its node has carried out.
+"""
 
 
 class ArtifactForm(StrEnum):

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from shorthorn.domain.copies import CopyStep, CreateCopy, Wait
+from shorthorn.domain.image_bytes import VERIFY_AT
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageStatus,
@@ -42,9 +43,10 @@ def gather(
     ready = [copy for copy in here if copy.status.state is CopyState.READY]
     image = dataclasses.replace(image, status=_measured(image, live, ready or here or live, alive))
     if ready:
-        return with_conditions(image, _ready_conditions(image), now)
+        return with_conditions(image, _ready_conditions(image, live, ready), now)
     if all(copy.status.state is CopyState.FAILED for copy in live) and len(here) == len(live):
-        return failed(image, live[0].status.reason, live[0].status.message, now)
+        wanted = _failed_conditions(live[0].status.reason, live[0].status.message)
+        return with_conditions(image, [*wanted, *_condemnation(live)], now)
     if not here:
         return waiting(image, "NodeAway", AWAY, now)
     moving = [copy for copy in here if copy.status.state is not CopyState.FAILED]
@@ -56,11 +58,7 @@ def gather(
 
 def failed(image: BackingImage, reason: str, message: str, now: datetime) -> BackingImageStatus:
     """Return the status of an image that cannot be made."""
-    wanted = [
-        Condition("Ready", False, reason, message),
-        Condition("Failed", True, reason, message),
-    ]
-    return with_conditions(image, wanted, now)
+    return with_conditions(image, _failed_conditions(reason, message), now)
 
 
 def waiting(image: BackingImage, reason: str, message: str, now: datetime) -> BackingImageStatus:
@@ -91,13 +89,19 @@ def with_enough(
 def with_conditions(
     image: BackingImage, wanted: Sequence[Condition], now: datetime
 ) -> BackingImageStatus:
-    """Replace the conditions; the time of one changes only with its status."""
+    """Replace the conditions; the time of one changes only with its status, or to a later one that
+    it has already.
+    """
     old = {condition.type: condition for condition in image.status.conditions}
     conditions = []
     for condition in wanted:
         before = old.get(condition.type)
         kept = before is not None and before.is_true == condition.is_true
         changed_at = before.changed_at if kept and before is not None else now
+        if condition.changed_at is not None and (
+            changed_at is None or changed_at < condition.changed_at
+        ):
+            changed_at = condition.changed_at
         conditions.append(dataclasses.replace(condition, changed_at=changed_at))
     return dataclasses.replace(image.status, conditions=tuple(conditions))
 
@@ -134,9 +138,9 @@ def _measured(
         real_size_bytes=best.real_size_bytes or status.real_size_bytes,
         checksum=status.checksum or next((s.checksum for s in told if s.checksum), ""),
         format=best.format or status.format,
-        # An export's, which only its own copy knows.
-        point_in_time=status.point_in_time
-        or next((s.point_in_time for s in told if s.point_in_time), None),
+        # An export's. One that was never ready and is made anew has another one than it had.
+        point_in_time=next((s.point_in_time for s in told if s.point_in_time), None)
+        or (status.point_in_time if status.size_bytes else None),
         disk_file_status={
             copy.spec.pool_uuid: _disk_file(copy, is_alive=copy.spec.pool_uuid in alive)
             for copy in live
@@ -144,8 +148,17 @@ def _measured(
     )
 
 
-def _ready_conditions(image: BackingImage) -> list[Condition]:
+def _failed_conditions(reason: str, message: str) -> list[Condition]:
+    return [Condition("Ready", False, reason, message), Condition("Failed", True, reason, message)]
+
+
+def _ready_conditions(
+    image: BackingImage, live: Sequence[ImageCopy], ready: Sequence[ImageCopy]
+) -> list[Condition]:
     checksum = image.status.checksum
+    condemned = _condemnation(live)
+    if condemned:
+        return [Condition("Ready", True, "Ready"), *condemned]
     if not checksum:
         verified = Condition(
             "ChecksumVerified", False, "Computing", "the checksum is being computed"
@@ -154,8 +167,25 @@ def _ready_conditions(image: BackingImage) -> list[Condition]:
         message = f"expected {image.spec.checksum}, the artifact has {checksum}"
         verified = Condition("ChecksumVerified", False, "ChecksumMismatch", message)
     else:
-        verified = Condition("ChecksumVerified", True, "Verified")
+        verified = Condition("ChecksumVerified", True, "Verified", "", _verified_at(image, ready))
     return [Condition("Ready", True, "Ready"), verified]
+
+
+def _condemnation(live: Sequence[ImageCopy]) -> list[Condition]:
+    """Return that a copy is damaged, as long as it is there."""
+    told = next((copy.status.message for copy in live if copy.is_condemned), None)
+    return [] if told is None else [Condition("ChecksumVerified", False, "Corrupt", told)]
+
+
+def _verified_at(image: BackingImage, ready: Sequence[ImageCopy]) -> datetime | None:
+    """Return when the last of all ready copies was verified as was asked for; None: not all were.
+
+    It becomes the condition's time: who asked sees that it is said anew.
+    """
+    wanted = image.meta.annotations.get(VERIFY_AT, "")
+    done = [c.status.verified_at for c in ready if c.status.verify_at == wanted != ""]
+    times = [when for when in done if when is not None]
+    return max(times) if times and len(times) == len(ready) else None
 
 
 def _disk_file(copy: ImageCopy, *, is_alive: bool) -> DiskFileStatus:

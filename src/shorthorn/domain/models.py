@@ -201,7 +201,11 @@ class ImageCopySpec:
 
 @dataclass(frozen=True, slots=True)
 class ImageCopyStatus:
-    """Observed by the pool's node. `reason` is a DomainError's reason where state is failed."""
+    """Observed by the pool's node. `reason` is a DomainError's reason where state is failed.
+
+    `verify_at` is the last request to verify that was carried out, verbatim, and `verified_at` when
+    that was; both are empty until one was, and in a copy whose files are gone.
+    """
 
     state: CopyState = CopyState.PENDING
     progress_percent: int = 0
@@ -217,6 +221,8 @@ class ImageCopyStatus:
     extent_count: int = 0
     format: str = ""
     checksum: str = ""
+    verify_at: str = ""
+    verified_at: datetime | None = None
     changed_at: datetime | None = None
 
 
@@ -225,6 +231,15 @@ class ImageCopy:
     meta: Meta
     spec: ImageCopySpec
     status: ImageCopyStatus = field(default_factory=ImageCopyStatus)
+
+    @property
+    def is_condemned(self) -> bool:
+        """Whether its bytes were looked at and found to be others than were written. It stays so
+        until it is removed: a record on disk says nothing of the bytes beside it.
+        """
+        status = self.status
+        is_failed = status.state is CopyState.FAILED and status.reason == "Corrupt"
+        return is_failed and bool(status.verify_at)
 
 
 # --- Volume and Snapshot (shorthorn.io/v1alpha1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
+from shorthorn.domain.image_bytes import VERIFY_AT
 from shorthorn.domain.models import (
     CopyState,
     ImageCopy,
@@ -53,6 +54,8 @@ class Step(StrEnum):
     TRANSFER = auto()
     #: Compute the checksum in the background.
     HASH = auto()
+    #: Compute it again, and compare.
+    VERIFY = auto()
 
 
 def plan_volume(volume: Volume | None, record: VolumeRecord | None) -> Step:
@@ -133,8 +136,14 @@ def plan_copy(copy: ImageCopy | None, record: ImageRecord | None, *, is_moving: 
 
 
 def _plan_complete_copy(copy: ImageCopy, record: ImageRecord, *, is_moving: bool) -> Step:
+    # What has been renamed into place is found before it is synced: only the transfer's end says
+    # that it is durable.
+    if is_moving or copy.is_condemned:
+        return Step.NOTHING
     if copy.status.state is not CopyState.READY or copy.status.checksum != record.checksum:
         return Step.REPORT
-    if not record.checksum and not is_moving:
+    if not record.checksum:
         return Step.HASH
+    if copy.meta.annotations.get(VERIFY_AT, "") not in ("", copy.status.verify_at):
+        return Step.VERIFY
     return Step.NOTHING

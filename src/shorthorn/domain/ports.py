@@ -272,8 +272,11 @@ class PeerSource(Protocol):
 class Checksummer(Protocol):
     """Computes an artifact's SHA-512 in the background."""
 
-    async def sha512(self, path: Path, report: ReportProgress) -> str:
-        """Return lower-case hex of the file's exact bytes. Cancelling stops it within a second."""
+    async def sha512(self, path: Path, report: ReportProgress, *, from_disk: bool = False) -> str:
+        """Return lower-case hex of the file's exact bytes. Cancelling stops it within a second.
+
+        Args: from_disk: what of it is in memory proves nothing, and is read again.
+        """
 
 
 class ClaimDirectory(Protocol):

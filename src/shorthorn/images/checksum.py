@@ -42,7 +42,7 @@ class Sha512Checksummer:
     def __init__(self) -> None:
         self._turn = asyncio.Semaphore(1)
 
-    async def sha512(self, path: Path, report: ReportProgress) -> str:
+    async def sha512(self, path: Path, report: ReportProgress, *, from_disk: bool = False) -> str:
         """See ports.Checksummer. Raises: OSError: the file cannot be read."""
         loop = asyncio.get_running_loop()
 
@@ -50,17 +50,25 @@ class Sha512Checksummer:
             loop.call_soon_threadsafe(report, Progress(done, total, "computing the checksum"))
 
         async with self._turn:
-            return await in_stoppable_thread(lambda stop: sha512_now(path, on_bytes, stop))
+            return await in_stoppable_thread(
+                lambda stop: sha512_now(path, on_bytes, stop, from_disk=from_disk)
+            )
 
 
 def sha512_now(
-    path: Path, on_bytes: Callable[[int, int], None], stop: threading.Event | None = None
+    path: Path,
+    on_bytes: Callable[[int, int], None],
+    stop: threading.Event | None = None,
+    *,
+    from_disk: bool = False,
 ) -> str:
     """Return lower-case hex of the file's bytes; reports (done, total) from the calling thread."""
     digest = hashlib.sha512()
     with path.open("rb", buffering=0) as file, _low_priority():
         descriptor = file.fileno()
         total = os.fstat(descriptor).st_size
+        if from_disk:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         due = time.monotonic() + _REPORT_INTERVAL_S
         for done, chunk in _chunks(descriptor, total):
             if stop is not None and stop.is_set():

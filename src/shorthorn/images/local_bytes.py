@@ -110,22 +110,26 @@ class LocalBytes:
         await self._pool.abandon(await self._key(image))
 
     async def describe(self, image: str, form: ArtifactForm) -> Artifact:
-        return await self._pool.describe(await self._key(image), form)
+        return await self._pool.describe(await self._key(image, is_read=True), form)
 
     @contextlib.asynccontextmanager
     async def read(
         self, image: str, form: ArtifactForm, *, start: int = 0, stop: int | None = None
     ) -> AsyncIterator[OpenArtifact]:
-        key = await self._key(image)
+        key = await self._key(image, is_read=True)
         async with self._pool.read(key, form, start=start, stop=stop) as opened:
             yield opened
 
-    async def _key(self, image: str) -> ImageKey:
-        """Return the key of the image's copy here. Raises NotFound: there is none."""
+    async def _key(self, image: str, *, is_read: bool = False) -> ImageKey:
+        """Return the key of the image's copy here. Raises NotFound: there is none, or (`is_read`)
+        it is damaged.
+        """
         name = names.copy_name(image, self._pool_uuid)
         copy = self._copies.find_cached(name) or await self._copies.find(name)
         if copy is None or copy.meta.deleting:
             raise errors.NotFound("image", image, "this pool has no copy of it")
+        if is_read and copy.is_condemned:
+            raise errors.NotFound("image", image, copy.status.message)
         return ImageKey(image, copy.spec.image_uuid)
 
 

@@ -2,7 +2,8 @@
 
 Owns the listening socket, who may come in (TLS 1.3, with a certificate of our authority) and how
 many are served at once. Must never send anything to anybody else, anything that is not committed,
-or a path that somebody named: what there is, the engine says. Made by the node's daemon.
+or a path that somebody named: what there is, the engine says. Beside it, `peer_bytes_server` serves
+the web's edge on the same socket. Made by the node's daemon.
 
 Every connection is taken over with the certificates of that moment, so they are replaced without a
 restart, and those that run go on with theirs. The bytes go through user space, because the kernel
@@ -26,6 +27,7 @@ from shorthorn.domain.errors import DomainError, Unavailable
 from shorthorn.domain.models import ImageFormat, ImageKey
 from shorthorn.images.checksum import Sha512Checksummer
 from shorthorn.images.inspection import SECTOR_BYTES
+from shorthorn.images.peer_bytes_server import PeerBytesRoutes
 from shorthorn.images.peer_frames import FrameReader, count_data_bytes
 from shorthorn.images.peer_wire import Description, encode_description
 from shorthorn.images.snapshot_checksums import SnapshotChecksums
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from shorthorn.domain.models import ImageRecord, SnapshotRecord
     from shorthorn.domain.ports import Engine
+    from shorthorn.images.local_bytes import PoolBytes
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -65,7 +68,8 @@ class PeerServer:
     """Serves `engine`'s pool on `host`:`port` from `start` to `stop`.
 
     Args: host: empty for all addresses, of both families. port: 0 for any free one.
-        streams_max: more get 503 and go to another peer.
+        streams_max: more get 503 and go to another peer. pool_bytes: for people and machines, by
+        way of the controller; None: it offers none.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class PeerServer:
         host: str = "",
         port: int = 0,
         streams_max: int = STREAMS_MAX,
+        pool_bytes: PoolBytes | None = None,
     ) -> None:
         self._engine = engine
+        self._pool_bytes = pool_bytes
         self._tls = tls
         self._address = (host, port)
         self._streams_left = streams_max
@@ -180,6 +186,8 @@ class PeerServer:
                 web.get(f"{snapshot}/data", _answering(self._send_snapshot)),
             ]
         )
+        if self._pool_bytes is not None:
+            application.add_routes(PeerBytesRoutes(self._pool_bytes).routes())
         return application
 
     async def _find_image(self, request: web.Request) -> ImageRecord:
