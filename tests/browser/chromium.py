@@ -1,4 +1,4 @@
-"""Debian's Chromium, and a visitor in it: one browser context that must have nothing to complain of.
+"""Debian's Chromium, and a visitor in it: a browser context that has nothing to complain of.
 
 Owns: how the browser is started, and what counts as a complaint: errors on the console (refusals
 by the Content-Security-Policy are among them), and exceptions in scripts.

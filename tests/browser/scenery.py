@@ -58,6 +58,10 @@ def has_condition(obj: Object | None, kind: str, status: str = "True") -> bool:
     return any((c["type"], c["status"]) == (kind, status) for c in conditions)
 
 
+def _wait(served: Served) -> None:
+    served.resume.wait(_SLOW_S)
+
+
 def _files(image: Object | None) -> Object:
     return dict(((image or {}).get("status") or {}).get("diskFileStatusMap") or {})
 
@@ -77,7 +81,7 @@ class Images:
     def serve_slowly(self, content: bytes, *, name: str, pause_after: int) -> Served:
         """Serve bytes slowly enough for progress to be seen, and stop until `resume` is set."""
         served = self.serve(content, Behaviour(pause_after=pause_after), Behaviour(), name=name)
-        served.on_sent = lambda sent: served.resume.wait(_SLOW_S) and None
+        served.on_sent = lambda sent: _wait(served)
         return served
 
     def begin(self, name: str, url: str, **spec: Any) -> None:

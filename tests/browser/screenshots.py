@@ -44,10 +44,10 @@ PICTURES = (
     Picture("images-phone", "/images", 844, is_phone=True),
     Picture("new-image", "/images/new", 700),
     Picture("upload", "/images/win-2025", 860),
-    Picture("image", "/images/debian-12", 1240),
+    Picture("image", "/images/debian-12", 900),
     Picture("image-phone", "/images/debian-12", 844, is_phone=True),
     Picture("delete", "/images/debian-12/delete", 480),
-    Picture("restore", "/restore?image=debian-12", 760),
+    Picture("restore", "/restore?image=debian-12", 720),
     Picture("volumes", "/volumes", 560),
     Picture("handle", "/handle", 760),
 )
@@ -56,9 +56,12 @@ PICTURES = (
 def main(folder: Path) -> None:
     """Take all pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="shorthorn-") as scratch:
-        with running(Path(scratch) / "data", pool_size="2G") as service, furnished(service):
-            asyncio.run(take(service, folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="shorthorn-") as scratch,
+        running(Path(scratch) / "data", pool_size="2G") as service,
+        furnished(service),
+    ):
+        asyncio.run(take(service, folder))
 
 
 def qcow2_of(content: bytes, virtual_size: str) -> bytes:
@@ -67,7 +70,7 @@ def qcow2_of(content: bytes, virtual_size: str) -> bytes:
         raw, made = Path(folder) / "raw", Path(folder) / "qcow2"
         raw.write_bytes(content)
         subprocess.run(["truncate", "-s", virtual_size, raw], check=True)
-        command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, made]
+        command = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(made)]
         subprocess.run(command, check=True)
         return made.read_bytes()
 
@@ -81,9 +84,7 @@ def furnished(service: ServiceProcess) -> Iterator[None]:
         images.make("ubuntu-24.04", qcow2_of(disk(128 * MIB, seed=2), "3G"))
         images.make("ci-runner", disk(160 * MIB, seed=3))
         images.begin("fedora-44", images.serve(b"", Behaviour(status=404), name="f44.img").url)
-        arriving = images.serve_slowly(
-            disk(32 * MIB), name="rocky-10.img", pause_after=22 * MIB
-        )
+        arriving = images.serve_slowly(disk(32 * MIB), name="rocky-10.img", pause_after=22 * MIB)
         images.begin("rocky-10", arriving.url)
         images.begin_upload("win-2025", 700 * MIB)
         furnish_volumes(prod)

@@ -19,6 +19,11 @@ def content(request: pytest.FixtureRequest, tmp_path: Path) -> bytes:
     return disk(8 * MIB) if request.param == "raw" else qcow2(tmp_path, disk(8 * MIB))
 
 
+def are_same_disk(raw: Path, qcow2: Path) -> bool:
+    command = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(raw), str(qcow2)]
+    return "identical" in subprocess.check_output(command, text=True)
+
+
 async def saved(visitor: Visitor, link: str, folder: Path) -> Path:
     """Follow a link to bytes; return the file."""
     async with visitor.page.expect_download() as waiting:
@@ -47,8 +52,7 @@ async def test_every_form_holds_the_same_disk(
     assert raw.read_bytes() == disk(8 * MIB)
 
     converted = await saved(visitor, "qcow2", folder)
-    compare = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, converted]
-    assert "identical" in subprocess.check_output(compare, text=True)
+    assert are_same_disk(raw, converted)
 
     compressed = await saved(visitor, "Raw, zstd", folder)
     assert compressed.name == "golden.raw.zst"

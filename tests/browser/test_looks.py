@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, StorageState, expect
@@ -37,7 +39,7 @@ PAGES = {
 
 
 @pytest.fixture(scope="module")
-def furnished(service: ServiceProcess) -> ServiceProcess:
+def furnished(service: ServiceProcess) -> Iterator[ServiceProcess]:
     """A service with something of everything."""
     images = Images(service)
     with namespace(service.api, "looks") as own:

@@ -17,7 +17,8 @@ from tests.browser.scenery import Images, url_of
 from tests.integration import storage
 from tests.integration.daemon_process import ServiceProcess, running
 
-_OUT_OF_REACH = (r"ERR_CONNECTION_REFUSED", r"ERR_INCOMPLETE_CHUNKED_ENCODING", r"ERR_CONNECTION")
+#: Of the network, and of htmx, which tells the console of each lost stream.
+_OUT_OF_REACH = ("net::ERR_", r"^error: \[object Event\] .*/htmx")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Uploads from a browser: with pauses, over lost connections and reloads, 2 GiB cut in the middle."""
+"""Uploads from a browser: with pauses, over reloads, 2 GiB over a line that breaks."""
 
 from __future__ import annotations
 
@@ -83,7 +83,6 @@ async def begin(visitor: Visitor, file: Path, name: str) -> Page:
 def sha512_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha512").hexdigest()
-
 
 
 def offsets_sent(page: Page) -> list[int]:

@@ -100,7 +100,7 @@ routes = [
 
 async def _annotate(request: Request, key: str) -> Response:
     site, session, name = site_of(request), session_of(request), image_named_in(request)
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     body = {"metadata": {"annotations": {key: now}}}
     path = user_api.IMAGES.path(site.namespace, name)
     try:
