@@ -346,7 +346,9 @@ def test_an_image_is_cloned_verified_and_tried_again(host: Host, raw: Path, tmp_
         file.write(b"x" * 512)
     assert "is damaged" in host.is_refused("verify", "second", "--wait")
     assert sha512(raw) in host.does("verify", "golden", "--wait")
-    assert "refused" in host.is_refused("download", "second", tmp_path / "bad")
+    assert "not ready" in host.is_refused("download", "second", tmp_path / "bad")
+    host.does("retry", "second", "--wait")
+    assert sha512(raw) in host.does("verify", "second", "--wait")
 
 
 def test_a_failed_upload_is_tried_again(host: Host, raw: Path) -> None:

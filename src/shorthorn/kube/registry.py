@@ -14,6 +14,7 @@ from typing import Any, Generic
 from lightkube import AsyncClient
 
 from shorthorn.domain import errors
+from shorthorn.domain.names import is_object_name
 from shorthorn.kube.client import domain_errors
 from shorthorn.kube.informer import Informer, as_mapping
 from shorthorn.kube.resources import Domain, Kind
@@ -52,6 +53,8 @@ class KubeRegistry(Generic[Domain]):
         await self._informer.wait_synced()
 
     async def find(self, name: str) -> Domain | None:
+        if not is_object_name(name):  # it would be a part of a URL
+            return None
         try:
             with domain_errors(self._kind.name, name):
                 found = await self._client.get(self._resource, name, namespace=self._namespace)

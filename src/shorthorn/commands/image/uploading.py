@@ -29,7 +29,7 @@ from shorthorn.commands.image.making import image_object
 from shorthorn.commands.image.progress import Meter, metered
 from shorthorn.commands.image.waiting import raise_failure, wait_until
 from shorthorn.domain import errors
-from shorthorn.domain.image_bytes import UPLOAD_LENGTH
+from shorthorn.domain.image_bytes import RETRIED, RETRY_AT, UPLOAD_LENGTH
 from shorthorn.domain.models import BackingImage, SourceType
 from shorthorn.kube.resources import BACKING_IMAGE
 
@@ -180,7 +180,7 @@ def _check_same(image: BackingImage, wanted: Wanted, length: int) -> None:
     if wanted.checksum and image.spec.checksum and image.spec.checksum != wanted.checksum:
         raise errors.AlreadyExists("backing image", name, "it expects another checksum")
     try:
-        raise_failure(image)
+        _raise_lasting_failure(image)
     except errors.ImageFailed as exc:
         told = f"{exc}; `shorthorn image retry {name}` lets it be sent again"
         raise errors.ImageFailed(name, told) from None
@@ -243,7 +243,7 @@ async def _find_offset(
         except errors.Unavailable as exc:  # on one host both restart together
             trouble = trouble or Lost(str(exc))
         else:
-            raise_failure(image)
+            _raise_lasting_failure(image)
             if trouble is None and (image.is_ready or _has_all(image)):
                 return None
             trouble = trouble or Lost(_waits_for(image))
@@ -251,6 +251,13 @@ async def _find_offset(
             said = str(trouble)
             meter.say(said)
         await patience.wait(trouble)
+
+
+def _raise_lasting_failure(image: BackingImage) -> None:
+    """Raise ImageFailed where the image has failed, unless it is about to be tried again."""
+    retry = image.meta.annotations.get(RETRY_AT, "")
+    if not retry or retry == image.meta.annotations.get(RETRIED):
+        raise_failure(image)
 
 
 def _has_all(image: BackingImage) -> bool:
