@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.integration import storage
 from tests.integration.bytes_host import pieces, then_silence
 from tests.integration.cluster import Cluster, Node, running
-from tests.integration.daemon_process import poll
+from tests.integration.daemon_process import ROOT, poll
 from tests.integration.service_api import SYSTEM
 
 from shorthorn.daemon.parts import Registries
@@ -28,6 +30,7 @@ from shorthorn.kube.peer_identity import PeerIdentity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.root, pytest.mark.xfs, pytest.mark.slow]
 
@@ -169,3 +172,24 @@ async def test_an_upload_that_is_given_up_fails_and_leaves_nothing(
     assert [left for each in cluster.nodes for left in each.leftovers()] == []
     cluster.api.delete("BackingImage", SYSTEM, "unwanted")
     await asyncio.to_thread(cluster.api.wait_gone, "BackingImage", SYSTEM, "unwanted")
+
+
+def test_an_image_is_sent_and_fetched_by_way_of_the_controller(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    disk, back = tmp_path / "disk", tmp_path / "back"
+    disk.write_bytes(random.Random(3).randbytes(9 * MIB))
+
+    def image(*arguments: str | Path) -> str:
+        argv = [sys.executable, "-m", "shorthorn", "image", *arguments]
+        argv += ["--kubeconfig", cluster.server.kubeconfig]
+        ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    edge = ("--server", f"http://{cluster.web}")
+    image("upload", "golden", disk, *edge)
+    image("download", "golden", back, *edge)
+    assert back.read_bytes() == disk.read_bytes()
+    image("verify", "golden", "--wait")
+    image("rm", "golden", "--yes")

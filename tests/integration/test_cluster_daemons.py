@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,7 +9,7 @@ import pytest
 from tests.fakes.csi_calls import create_volume
 from tests.integration import storage
 from tests.integration.cluster import Cluster, Node, refusal, running
-from tests.integration.daemon_process import ROOT, loops_below, mounts_of, poll
+from tests.integration.daemon_process import loops_below, mounts_of, poll
 from tests.integration.service_api import SYSTEM
 
 from shorthorn.csi.proto import csi_pb2
@@ -255,24 +251,3 @@ def test_the_controller_refuses_to_live_beside_longhorn(cluster: Cluster) -> Non
         assert "foreign" in last
     finally:
         cluster.api.delete("BackingImage", SYSTEM, "foreign")
-
-
-def test_an_image_is_sent_and_fetched_by_way_of_the_controller(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    disk, back = tmp_path / "disk", tmp_path / "back"
-    disk.write_bytes(random.Random(3).randbytes(9 * MIB))
-
-    def image(*arguments: str | Path) -> str:
-        argv = [sys.executable, "-m", "shorthorn", "image", *arguments]
-        argv += ["--kubeconfig", cluster.server.kubeconfig]
-        ran = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
-
-    edge = ("--server", f"http://{cluster.web}")
-    image("upload", "golden", disk, *edge)
-    image("download", "golden", back, *edge)
-    assert back.read_bytes() == disk.read_bytes()
-    image("verify", "golden", "--wait")
-    image("rm", "golden", "--yes")

@@ -20,7 +20,8 @@ from shorthorn.demo.kubectl import IMAGES_NAMESPACE
 from shorthorn.demo.workspace import kernel_leftovers
 
 _CLAIMS = (SOURCE_CLAIM, RESTORED_CLAIM, EXISTING_CLAIM, DOWNLOADED_CLAIM, EXPORTED_CLAIM)
-_KINDS = ("pvc", "pv", "volumesnapshot", "volumesnapshotcontent", "volumesnapshotclass")
+#: Not classes: the service makes one for snapshots itself.
+_KINDS = ("pvc", "pv", "volumesnapshot", "volumesnapshotcontent")
 _OUR_KINDS = (
     "backingimages.longhorn.io",
     "imagecopies.shorthorn.io",
