@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DOWNLOAD = "download of an artifact"
 DOWNLOAD_NGINX = "the same from nginx"
-UPLOAD = "upload, hashed and durable"
+UPLOAD = "upload, durable"
 UPLOAD_NGINX = "the same by PUT to nginx, and sync"
 _NGINX = """
 daemon off; pid {root}/nginx.pid; error_log {root}/error.log; user root; worker_processes 2;
