@@ -15,6 +15,7 @@ from typing import Final
 
 from shorthorn.domain import go_url
 from shorthorn.domain.models import ImageFormat, SourceType
+from shorthorn.domain.names import OBJECT_NAME_FORM
 
 IMAGE: Final = "backingImage"
 SOURCE_TYPE: Final = "backingImageDataSourceType"
@@ -23,8 +24,8 @@ CHECKSUM: Final = "backingImageChecksum"
 RESERVED: Final = frozenset({IMAGE, SOURCE_TYPE, CHECKSUM})
 EXPORT_TYPES: Final = frozenset(ImageFormat)
 CHECKSUM_FORM: Final = re.compile(r"[0-9a-f]{128}")
-#: A Kubernetes object's name (RFC 1123 subdomain); nothing else can name a BackingImage.
-IMAGE_NAME_FORM: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+#: Nothing else can name a BackingImage.
+IMAGE_NAME_FORM: Final = OBJECT_NAME_FORM
 
 #: The parameters each source type stores in BackingImage.spec.sourceParameters.
 PARAMETERS: Final = {

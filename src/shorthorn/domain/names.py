@@ -15,12 +15,13 @@ NAME_BYTES_MAX = 63
 
 _VALID = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _HASH_CHARS = 8
-_OBJECT_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+#: Of a Kubernetes object (RFC 1123 subdomain).
+OBJECT_NAME_FORM = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 def is_object_name(text: str) -> bool:
     """Whether a Kubernetes object can be called so, and a URL's path may hold it as it is."""
-    return _OBJECT_NAME.fullmatch(text) is not None
+    return OBJECT_NAME_FORM.fullmatch(text) is not None
 
 
 def object_name(csi_name: str) -> str:

@@ -15,8 +15,8 @@ from urllib.parse import parse_qs
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from shorthorn.domain.errors import DomainError, InvalidArgument, NotFound
-from shorthorn.domain.handle_traps import IMAGE_NAME_FORM
 from shorthorn.domain.image_bytes import ImageBytes
+from shorthorn.domain.names import is_object_name
 from shorthorn.kube.user_api import Refused
 from shorthorn.web import rendering
 from shorthorn.web.access import Access
@@ -82,7 +82,7 @@ def session_of(request: Request) -> Session:
 def image_named_in(request: Request) -> str:
     """Return the image that the path names. Raises NotFound: nothing can have such a name."""
     name = str(request.path_params["name"])
-    if not IMAGE_NAME_FORM.fullmatch(name):
+    if not is_object_name(name):
         raise NotFound("backing image", name)
     return name
 
