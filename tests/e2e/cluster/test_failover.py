@@ -36,6 +36,8 @@ MIB_PER_S = 60
 #: Another leads 15 s after the last sign of life of the one before.
 TAKE_OVER_S = 40.0
 AWAY_S = 60.0
+#: The states of a copy whose content is captured.
+CAPTURED = {"starting", "in-progress", "ready"}
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +189,8 @@ def test_the_snapshot_controller_dies_in_mid_snapshot(release: Release, own: Use
         with standing_still(release.node("node-0").driver):
             begin_image(own, "s", "source")
             release.plane.kill("snapshot-controller")
+        # From here on the content is fixed, whoever asks for it again.
+        poll(lambda: states_of_copies(own) & CAPTURED, what="a capture")
         fill(directory, 12)
         release.plane.restart("snapshot-controller")
         assert ready_once(own, "s")
@@ -226,7 +230,7 @@ def test_a_node_dies_in_mid_export(release: Release, own: User) -> None:
         wanted = sum_of(device)
         own.snapshot("s", "source", own.snapshot_class("bi", type="bi", export_type="qcow2"))
         # From here on the content is fixed; the image is still to be made of it.
-        poll(lambda: states_of_copies(own) & {"starting", "in-progress"}, what="an export")
+        poll(lambda: states_of_copies(own) & CAPTURED, what="an export")
         node.kill()
         assert "ready" not in states_of_copies(own), "the export was over before the kill"
         write_at(device, 0, b"after the snapshot")
