@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shorthorn.host.sparse_copy import next_data_range
-from shorthorn.kit.threads import in_thread
+from shorthorn.kit.threads import in_thread, in_thread_that_gives_way
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -244,7 +244,8 @@ class StagedWriter:
         while True:
             while self._hashed < self._written:
                 length = min(BLOCK_BYTES, self._written - self._hashed)
-                await in_thread(self._hash_range, self._hashed, length)
+                hash_in = in_thread if self._ended else in_thread_that_gives_way
+                await hash_in(self._hash_range, self._hashed, length)
                 self._hashed += length
             if self._ended:
                 return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -23,12 +24,31 @@ Result = TypeVar("Result")
 
 #: Threads wait for disks, not for processors; more of them only lengthen the disk's queue.
 MAX_WORKERS = 16
+#: Of work that computes; more would only share the same processors.
+_GIVING_WAY_WORKERS = 2
+#: A third of a processor's share beside one that wants all of it: enough that such work ends also
+#: on a machine that is never idle. sched(7)
+_GIVING_WAY_NICE = 5
 
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     """Make the pool when it is first needed; idle threads are reused before new ones start."""
     return ThreadPoolExecutor(max_workers=MAX_WORKERS, thread_name_prefix="shorthorn-io")
+
+
+@functools.cache
+def _giving_way_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(
+        max_workers=_GIVING_WAY_WORKERS,
+        thread_name_prefix="shorthorn-compute",
+        initializer=_give_way,
+    )
+
+
+def _give_way() -> None:
+    """Lower this thread's priority: on Linux, nice is of a thread. setpriority(2), NOTES."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _GIVING_WAY_NICE)
 
 
 async def in_thread(
@@ -43,6 +63,15 @@ async def in_thread(
     loop = asyncio.get_running_loop()
     call = functools.partial(contextvars.copy_context().run, _run, work, *args, **kwargs)
     return await wait_to_the_end(loop.run_in_executor(_pool(), call))
+
+
+async def in_thread_that_gives_way(
+    work: Callable[Args, Result], /, *args: Args.args, **kwargs: Args.kwargs
+) -> Result:
+    """Run computation at a lower priority, for whom nobody waits yet; else as `in_thread`."""
+    loop = asyncio.get_running_loop()
+    call = functools.partial(contextvars.copy_context().run, _run, work, *args, **kwargs)
+    return await wait_to_the_end(loop.run_in_executor(_giving_way_pool(), call))
 
 
 async def in_stoppable_thread(work: Callable[[threading.Event], Result]) -> Result:
