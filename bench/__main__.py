@@ -101,7 +101,7 @@ async def _measure(service: Service, options: argparse.Namespace, report: Report
         await _measure_peers(service, options, report)
     if "web" in parts:
         data_bytes = (256 * MIB) if quick else 4 * GIB
-        rounds = options.rounds or (1 if quick else 3)
+        rounds = options.rounds or (1 if quick else 4)
         report.add(web.compare(service, data_bytes=data_bytes, rounds=rounds))
     if "writes" in parts:
         data_bytes = (64 if quick else 512) * MIB

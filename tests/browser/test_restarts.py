@@ -1,10 +1,11 @@
-"""Pages that are open while the service dies, comes back, or ends all sessions."""
+"""Pages that are open while the service dies, comes back, or sessions end."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.browser.conftest import cookies_of
 from tests.browser.scenery import Images, url_of
 from tests.integration import storage
 from tests.integration.daemon_process import ServiceProcess, running
+
+from shorthorn.web.sessions import SESSION_S, Sessions
 
 #: Of the network, and of htmx, which tells the console of each lost stream.
 _OUT_OF_REACH = ("net::ERR_", r"^error: \[object Event\] .*/htmx")
@@ -90,6 +93,32 @@ async def test_a_session_that_ends_leads_to_the_login_page_and_back(
     await page.get_by_role("button", name="Sign in").click()
     await expect(page.get_by_role("heading", name="Backing images")).to_be_visible()
     await expect(page.get_by_label("Name or source")).to_have_value("some")
+
+
+async def test_a_session_expires_under_an_open_page(
+    visitor: Visitor, service: ServiceProcess
+) -> None:
+    """By its own time: the session was begun twelve hours ago, but for some seconds."""
+    visitor.expect_complaint("status of 401", "EventSource's response has a")
+    page = await visitor.go("/images?q=some")
+    await _age(visitor, service, left_s=4)
+    await page.reload()
+    await expect(page.get_by_label("Name or source")).to_have_value("some")
+    await expect(page.get_by_text("Your session has ended.")).to_be_visible()
+    await page.get_by_label("Token").fill((service.data_dir / "token").read_text().strip())
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_label("Name or source")).to_have_value("some")
+
+
+async def _age(visitor: Visitor, service: ServiceProcess, *, left_s: float) -> None:
+    """Give the visitor the cookie of a session that has only so long to live."""
+    (cookie,) = [c for c in await visitor.context.cookies() if c["name"].startswith("shorthorn_")]
+    key = (service.data_dir / "web.key").read_text().strip()
+    session = Sessions(key).find(cookie["value"])
+    assert session is not None
+    begun_at = time.time() - SESSION_S + left_s
+    _, aged = Sessions(key, clock=lambda: begun_at).begin(session.user, session.token)
+    await visitor.context.add_cookies([{"name": cookie["name"], "value": aged, "url": visitor.url}])
 
 
 async def test_a_form_of_an_ended_session_changes_nothing(

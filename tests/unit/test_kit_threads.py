@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 
 import pytest
 
-from shorthorn.kit.threads import MAX_WORKERS, in_stoppable_thread, in_thread
+from shorthorn.kit.threads import (
+    MAX_WORKERS,
+    in_stoppable_thread,
+    in_thread,
+    in_thread_that_gives_way,
+)
 
 
 async def test_results_and_errors_come_back() -> None:
@@ -38,6 +44,15 @@ async def test_the_number_of_threads_is_bounded() -> None:
 
     await asyncio.gather(*(in_thread(work) for _ in range(MAX_WORKERS * 3)))
     assert most == MAX_WORKERS
+
+
+async def test_computation_gives_way_and_other_work_does_not() -> None:
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    ours = nice()
+    assert await in_thread_that_gives_way(nice) == min(ours + 5, 19)
+    assert await in_thread(nice) == ours == nice()
 
 
 async def test_a_cancellation_is_delivered_when_the_work_has_ended() -> None:

@@ -26,8 +26,8 @@ Result = TypeVar("Result")
 MAX_WORKERS = 16
 #: Of work that computes; more would only share the same processors.
 _GIVING_WAY_WORKERS = 2
-#: A third of a processor's share beside one that wants all of it: enough that such work ends also
-#: on a machine that is never idle. sched(7)
+#: Added to the process's own: a third of the share of what competes with it, so that such work
+#: ends also on a machine that is never idle. sched(7)
 _GIVING_WAY_NICE = 5
 
 
@@ -48,7 +48,8 @@ def _giving_way_pool() -> ThreadPoolExecutor:
 
 def _give_way() -> None:
     """Lower this thread's priority: on Linux, nice is of a thread. setpriority(2), NOTES."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _GIVING_WAY_NICE)
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + _GIVING_WAY_NICE)
 
 
 async def in_thread(
