@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from bench.watches import Watch, watching
+from bench.workspace import BenchFailed
 from shorthorn.kube.client import connect
 from shorthorn.kube.resources import BACKING_IMAGE
 
@@ -26,11 +28,13 @@ NAMESPACE = "longhorn-system"
 IMAGE: Any = BACKING_IMAGE.resource
 #: Requests under way at once.
 _PARALLEL = 16
+_REST_S = 0.5
+_REST_TIMEOUT_S = 60.0
 
 
 @contextlib.asynccontextmanager
 async def crowd(service: Service, names: list[str]) -> AsyncIterator[tuple[AsyncClient, Watch]]:
-    """Make images, and yield once the controller has had its say on all; remove them at the end.
+    """Make images, and yield once nothing is left to do for them; remove them at the end.
 
     The watch also hears of other images of the service. Raises: BenchFailed: it took too long.
     """
@@ -40,6 +44,7 @@ async def crowd(service: Service, names: list[str]) -> AsyncIterator[tuple[Async
         images = await stack.enter_async_context(watching(client, IMAGE, _has_failed))
         await _each(names, lambda name: create(client, name))
         await images.until(lambda: images.reached.keys() >= set(names))
+        await _rest(service)
         yield client, images
         await remove(client, images, names)
 
@@ -56,6 +61,17 @@ async def create(client: Any, name: str) -> Any:
         },
     }
     return await client.create(IMAGE(image))
+
+
+async def _rest(service: Service) -> None:
+    """Wait until the service does next to nothing: each image's last write is looked at as well."""
+    deadline = time.monotonic() + _REST_TIMEOUT_S
+    while time.monotonic() < deadline:
+        before = service.processor_s()
+        await asyncio.sleep(_REST_S)
+        if service.processor_s() - before < _REST_S / 10:
+            return
+    raise BenchFailed(f"the service does not come to rest within {_REST_TIMEOUT_S:.0f} s")
 
 
 async def remove(client: AsyncClient, images: Watch, names: Iterable[str]) -> None:
