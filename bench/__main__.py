@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="bench/run", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small disks, one minute at most")
-    parser.add_argument("--rounds", type=int, help="default: 5, for 8 GiB 3; with --quick 2")
+    parser.add_argument("--rounds", type=int, help="default: 5, for 8 GiB 3, pages 20; quick: 2, 5")
     parser.add_argument(
         "--part", action="append", choices=_PARTS, help="only this; may be repeated"
     )
