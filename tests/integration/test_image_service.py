@@ -351,6 +351,21 @@ def test_an_image_is_cloned_verified_and_tried_again(host: Host, raw: Path, tmp_
     assert sha512(raw) in host.does("verify", "second", "--wait")
 
 
+def test_a_damaged_base_of_a_whole_artifact_is_told(host: Host, raw: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image.qcow2"
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)]
+    subprocess.run(argv, check=True)
+    host.does("upload", "golden", image)
+    assert sha512(image) in host.does("verify", "golden", "--wait")
+    base = next((host.service.pool / "images").glob("golden/*/base.raw"))
+    with base.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+    assert "base.raw, which volumes are made of" in host.is_refused("verify", "golden", "--wait")
+    assert "not ready" in host.is_refused("download", "golden", tmp_path / "bad")
+
+
 def test_a_clone_that_is_made_first_waits_for_its_origin(host: Host, raw: Path) -> None:
     host.does("create", "second", "--from-image", "golden")
 

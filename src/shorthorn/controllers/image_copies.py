@@ -270,20 +270,26 @@ class ImageCopyReconciler:
         self._transfers.start(copy.meta.name, work)
 
     def _start_verification(self, copy: ImageCopy, record: ImageRecord) -> None:
-        """Hash the artifact again. Ends with Corrupt where it is not what was written."""
+        """Hash the artifact again, and compare the base with it. Ends with Corrupt where one is not
+        what was written.
+        """
         name = copy.meta.name
 
         async def work(report: ReportProgress) -> ImageRecord:
             path = Path(record.artifact_path)
             try:
                 found = await self._checksummer.sha512(path, report, from_disk=True)
+                if found != record.checksum:
+                    problem = f"its SHA-512 was {record.checksum} and is now {found}"
+                    raise errors.Corrupt("image copy", name, problem)
+                problem = await self._checksummer.base_problem(record, report)
             except OSError as exc:
                 if exc.errno not in _DAMAGED:
                     raise
                 raise errors.Corrupt("image copy", name, f"it cannot be read: {exc}") from exc
-            if found != record.checksum:
-                problem = f"its SHA-512 was {record.checksum} and is now {found}"
-                raise errors.Corrupt("image copy", name, problem)
+            if problem:
+                whole = f"base.raw, which volumes are made of, is not what it was: {problem}"
+                raise errors.Corrupt("image copy", name, whole)
             return record
 
         self._verifying[name] = copy.meta.annotations[VERIFY_AT]
