@@ -174,8 +174,8 @@ class NoSpace(DomainError):
     reason = "NoSpace"
 
     def __init__(self, pool: str, needed_bytes: int, free_bytes: int) -> None:
-        needed = f"{needed_bytes} bytes needed, " if needed_bytes else ""
-        super().__init__(f"pool {pool} is full: {needed}{free_bytes} free")
+        needed = f"{exact_bytes(needed_bytes)} needed, " if needed_bytes else ""
+        super().__init__(f"pool {pool} is full: {needed}{exact_bytes(free_bytes)} free")
         self.pool = pool
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
