@@ -55,7 +55,9 @@ from shorthorn.domain.planning import DATA_FINALIZER, IMAGE_FINALIZER
 from shorthorn.domain.ports import Registry
 
 _UUID_BYTES = 4
-_RETRY_S = 5.0
+_ROOM_S = (5.0, 60.0)
+"""How soon an image that no pool can take is looked at again, for room that was made: at first, and
+when it has waited for long. A thousand that wait cost a fifth of a processor at five seconds."""
 _RECHECK_S = 300.0
 """How often an image with several copies is looked at without cause: whether one is not used any
 more. Copies that nobody uses stay an hour, so that a few minutes matter to nobody."""
@@ -319,8 +321,15 @@ def _delay_s(
         if isinstance(step, Wait) and step.until is not None:
             delays.append(max(0.1, (step.until - now).total_seconds()))
         elif isinstance(step, Wait) and step.reason == "NoPool":
-            delays.append(_RECHECK_S if image.is_ready else _RETRY_S)
+            delays.append(_RECHECK_S if image.is_ready else _room_delay_s(image, now))
     return min(delays, default=None)
+
+
+def _room_delay_s(image: BackingImage, now: datetime) -> float:
+    """Return a tenth of the image's age, within bounds."""
+    age_s = (now - (image.meta.created_at or now)).total_seconds()
+    soonest, latest = _ROOM_S
+    return min(max(age_s / 10, soonest), latest)
 
 
 def _copy_of(image: BackingImage, pool: Pool, source_type: str, origin: Origin | None) -> ImageCopy:
