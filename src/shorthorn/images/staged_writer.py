@@ -36,6 +36,10 @@ _QUEUED_BLOCKS = 4
 _RUNS_MAX = 512
 _SPAN_BYTES_MAX = 64 << 20
 _PAGE_BYTES = 4096
+#: One pwrite. The page cache takes as large a folio as one call fills, and the largest come from
+#: memory that a virtual machine has given back to its host: with 2 MiB at a time an upload took
+#: twice as long (measured).
+_WRITE_BYTES = 64 << 10
 #: Shorter runs of zeros are written: a hole costs two extents, 40 µs in every clone ever made.
 HOLE_MIN_BYTES = 64 << 10
 #: The file grows by so much at once. Growing it block by block, XFS writes out and waits at each
@@ -311,7 +315,8 @@ def _write_sparse(descriptor: int, block: _Block) -> None:
         for start, end in _runs_of_data(data):
             done = start
             while done < end:
-                done += os.pwrite(descriptor, view[done:end], offset + done)
+                piece = view[done : min(end, done + _WRITE_BYTES)]
+                done += os.pwrite(descriptor, piece, offset + done)
 
 
 def _runs_of_data(block: bytearray) -> list[tuple[int, int]]:
