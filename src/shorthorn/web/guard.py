@@ -41,7 +41,7 @@ HEADERS: Final = {
 FORM_BYTES_MAX: Final = 256 << 10
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN: Final = frozenset(
-    {"/login", "/healthz", "/readyz", "/metrics", "/api/openapi.json", "/favicon.ico"}
+    {"/login", "/healthz", "/readyz", "/metrics", "/api/v1", "/api/openapi.json", "/favicon.ico"}
 )
 _FORM: Final = "application/x-www-form-urlencoded"
 #: The longest address that is come back to after signing in.
