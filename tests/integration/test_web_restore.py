@@ -232,6 +232,24 @@ async def test_a_claim_that_is_not_there_is_said_so(browser: Browser) -> None:
     assert (await browser.http.get(bad)).status_code == 404
 
 
+async def test_a_claim_that_may_not_be_looked_at_is_said_so(
+    running: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await restore(browser)
+    api = running.site.access.api
+    request = api.request
+
+    async def blind(token: str, method: str, path: str, **options: Any) -> Any:
+        if method == "GET" and path.endswith("/persistentvolumeclaims/data"):
+            raise Refused(403, "Forbidden", "may not get claims")
+        return await request(token, method, path, **options)
+
+    monkeypatch.setattr(api, "request", blind)
+    page = await browser.http.get(MADE)
+    assert page.status_code == 200
+    assert "may not get claims" in page.text
+
+
 @pytest.mark.parametrize(
     ("spec", "mode"),
     [

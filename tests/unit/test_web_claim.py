@@ -18,8 +18,11 @@ def claim(phase: str = "Pending", volume: str = "") -> dict[str, Any]:
     }
 
 
-def event(at: int, reason: str, kind: str = "Normal", uid: str = "u-1") -> dict[str, Any]:
+def event(
+    at: int, reason: str, kind: str = "Normal", uid: str = "u-1", version: int = 1
+) -> dict[str, Any]:
     return {
+        "metadata": {"resourceVersion": str(version)},
         "involvedObject": {"uid": uid},
         "type": kind,
         "reason": reason,
@@ -44,6 +47,12 @@ def event(at: int, reason: str, kind: str = "Normal", uid: str = "u-1") -> dict[
             [event(2, "ProvisioningFailed", "Warning"), event(1, "Provisioning")],
             Standing("failing", "ProvisioningFailed it is"),
             id="the newest event counts",
+        ),
+        pytest.param(
+            claim(),
+            [event(1, "Failed", "Warning", version=9), event(1, "Provisioning", version=10)],
+            Standing("pending", "Provisioning it is"),
+            id="within a second the newer version counts",
         ),
         pytest.param(
             claim(),

@@ -140,6 +140,8 @@ async def _standing(request: Request, namespace: str, name: str) -> Standing:
     try:
         claim = await site.access.api.request(session.token, "GET", path)
     except Refused as exc:
+        if exc.code == 403:  # to make claims is another right than to look at them
+            return Standing("hidden", exc.message)
         if exc.code != 404:
             raise
         return standing_of(None, ())

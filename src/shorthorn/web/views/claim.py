@@ -14,7 +14,8 @@ _NO_USER = "WaitForFirstConsumer"
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """`state`: bound, waiting (for its first user), pending, failing, gone, lost.
+    """`state`: bound, waiting (for its first user), pending, failing, gone, lost, hidden (from who
+    asks).
 
     `message`: the claim's last event in the API server's words; `volume`: the PersistentVolume.
     """
@@ -26,7 +27,7 @@ class Standing:
     @property
     def is_final(self) -> bool:
         """Whether it stays so by itself."""
-        return self.state in ("bound", "gone", "lost")
+        return self.state in ("bound", "gone", "lost", "hidden")
 
 
 def standing_of(claim: Mapping[str, Any] | None, events: Sequence[Mapping[str, Any]]) -> Standing:
@@ -49,7 +50,13 @@ def standing_of(claim: Mapping[str, Any] | None, events: Sequence[Mapping[str, A
 def _last_event(events: Sequence[Mapping[str, Any]], uid: str) -> Mapping[str, Any]:
     """Return the newest event of the claim itself, not of one that had its name before."""
     own = [e for e in events if (e.get("involvedObject") or {}).get("uid") in (uid, None)]
-    return max(own, key=_time_of, default={})
+    return max(own, key=_age_of, default={})
+
+
+def _age_of(event: Mapping[str, Any]) -> tuple[str, int]:
+    """Return what grows with an event's time. Times are whole seconds; versions tell more."""
+    version = str((event.get("metadata") or {}).get("resourceVersion") or "")
+    return _time_of(event), int(version) if version.isdecimal() else 0
 
 
 def _time_of(event: Mapping[str, Any]) -> str:
