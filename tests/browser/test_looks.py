@@ -31,6 +31,8 @@ PAGES = {
     "long-name": f"/images/{_LONG}",
     "delete": "/images/ready-one/delete",
     "restore": "/restore?image=ready-one",
+    "claim": "/restore/done?image=ready-one&namespace=looks&name=data",
+    "no-claim": "/restore/done?image=ready-one&namespace=looks&name=nothing",
     "volumes": "/volumes",
     "handle": "/handle",
     "missing": "/images/nothing",

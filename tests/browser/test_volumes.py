@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+
 from playwright.async_api import expect
 from tests.browser.chromium import Visitor
 from tests.browser.scenery import MIB, Images, disk
 from tests.fakes.image_server import Behaviour
+from tests.integration.daemon_process import ServiceProcess
 from tests.integration.service_api import Namespace
 
 
@@ -26,8 +30,9 @@ async def test_a_volume_appears_and_its_snapshot_is_restored(
     await page.get_by_label("Namespace").fill(own.name)
     await page.get_by_label("Block").check()
     await page.get_by_role("button", name="Make the claim").click()
-    await expect(page.get_by_text(f"Claim {own.name}/restored is made")).to_be_visible()
-    own.bound("restored")
+    await expect(page.get_by_role("heading", name=f"Claim {own.name}/restored")).to_be_visible()
+    await expect(page.locator("#claim")).to_contain_text("Bound")
+    assert own.bound("restored")
     own.api.delete("VolumeSnapshotContent", "", "restored")
 
 
@@ -37,19 +42,59 @@ async def test_an_image_becomes_a_volume(visitor: Visitor, images: Images, own: 
     page = await visitor.go("/images/golden")
     await page.get_by_role("link", name="Make a volume").click()
     await page.get_by_label("Namespace").fill(own.name)
-    await page.get_by_label("Size").fill("much")
-    await page.get_by_label("Block").check()
-    await page.get_by_role("button", name="Make the claim").click()
-    await expect(page.get_by_role("alert")).to_contain_text("as in 10Gi")
+    await expect(page.get_by_label("Size")).to_have_value("32Mi")
+    await expect(page.get_by_label("Block")).to_be_checked()
+    for size, words in (("much", "as in 10Gi"), ("1Mi", "32Mi or more"), ("99Ti", "less than 16")):
+        await page.get_by_label("Size").fill(size)
+        await page.get_by_role("button", name="Make the claim").click()
+        await expect(page.get_by_role("alert")).to_contain_text(words)
+        wrong = page.get_by_label("Size")
+        await expect(wrong).to_have_accessible_description(re.compile(words))
     await expect(page.get_by_label("Namespace")).to_have_value(own.name)
     await page.get_by_label("Size").fill("64Mi")
     await page.get_by_role("button", name="Make the claim").click()
-    await expect(page.get_by_text(f"Claim {own.name}/golden is made")).to_be_visible()
-    own.bound("golden")
+    await expect(page.get_by_role("heading", name=f"Claim {own.name}/golden")).to_be_visible()
+    await expect(page.locator("#claim")).to_contain_text("Bound")
+    await page.reload()
+    await expect(page.locator("#claim")).to_contain_text("Bound")
     volume = own.volume_of("golden")["spec"]["csi"]["volumeHandle"]
     await page.get_by_role("link", name="Volumes").last.click()
     await expect(page.get_by_role("rowheader", name=volume)).to_be_visible()
     own.api.delete("VolumeSnapshotContent", "", "golden")
+
+
+async def test_a_mistyped_namespace_is_corrected(
+    visitor: Visitor, images: Images, own: Namespace
+) -> None:
+    visitor.expect_complaint("status of 404")
+    images.make("typo", disk(32 * MIB))
+    page = await visitor.go("/restore?image=typo")
+    await page.get_by_label("Namespace").fill("prodd")
+    await page.get_by_role("button", name="Make the claim").click()
+    namespace = page.get_by_label("Namespace")
+    await expect(namespace).to_have_accessible_description(re.compile("no such namespace"))
+    await namespace.fill(own.name)
+    await page.get_by_role("button", name="Make the claim").click()
+    await expect(page.locator("#claim")).to_contain_text("Bound")
+    own.api.delete("VolumeSnapshotContent", "", "typo")
+
+
+async def test_a_claim_that_waits_for_its_first_user_is_explained(
+    visitor: Visitor, images: Images, own: Namespace, service: ServiceProcess
+) -> None:
+    images.make("patient", disk(32 * MIB))
+    own.storage_class("later", volumeBindingMode="WaitForFirstConsumer")
+    page = await visitor.go("/restore?image=patient")
+    await page.get_by_label("Namespace").fill(own.name)
+    await page.get_by_text("Classes", exact=True).click()
+    await page.get_by_label("Storage class", exact=True).fill(f"{own.name}-later")
+    await page.get_by_role("button", name="Make the claim").click()
+    await expect(page.locator("#claim")).to_contain_text("Waits for its first user")
+    attached = await asyncio.to_thread(service.run, "path", f"{own.name}/patient")
+    assert attached.returncode == 0, attached.stderr
+    await expect(page.locator("#claim")).to_contain_text("Bound")
+    assert service.run("umount", attached.stdout.strip()).returncode == 0
+    own.api.delete("VolumeSnapshotContent", "", "patient")
 
 
 async def test_the_overview_shows_room_transfers_and_errors(

@@ -60,6 +60,8 @@ class ImageBytesSuite:
         artifact = await host.bytes.describe(KEY.name, ArtifactForm.ARTIFACT)
         assert (artifact.size_bytes, artifact.etag) == (len(DATA), checksum)
         assert artifact.file_name == "golden.raw"
+        raw = await host.bytes.describe(KEY.name, ArtifactForm.RAW)
+        assert (raw.etag, raw.file_name) == (f"{checksum}-raw", "golden.raw")
 
     async def test_parts_are_exactly_those_that_were_asked_for(self, host: Host) -> None:
         await sent(host)

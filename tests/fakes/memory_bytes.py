@@ -78,7 +78,9 @@ class MemoryBytes:
         if content is None:
             raise NotFound("ready backing image", image)
         has_length = form.has_ranges
-        etag = hashlib.sha512(content).hexdigest() if form is ArtifactForm.ARTIFACT else ""
+        checksum = hashlib.sha512(content).hexdigest()
+        etags = {ArtifactForm.ARTIFACT: checksum, ArtifactForm.RAW: f"{checksum}-raw"}
+        etag = etags.get(form, "")
         return Artifact(len(content) if has_length else None, etag, f"{image}.{form}")
 
     @contextlib.asynccontextmanager

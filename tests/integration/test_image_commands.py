@@ -180,14 +180,24 @@ def test_a_handle_names_the_image(user: User, disk: bytes) -> None:
     user.is_refused("handle", golden, "--kind", "claim", "--size", "big", code=2)
 
 
-def test_asking_to_verify_and_to_try_again_is_written_on_the_image(user: User, disk: bytes) -> None:
+def test_what_can_be_verified_or_tried_again_is_asked_for_and_nothing_else(
+    user: User, disk: bytes
+) -> None:
     golden = user.name("golden")
-    with serve(disk) as served:
-        user.does("create", golden, "--url", served.url, "--wait")
-        user.does("verify", golden)
+    with serve(disk, Behaviour(status=404), Behaviour()) as served:
+        failed = user.is_refused("create", golden, "--url", served.url, "--wait")
+        assert "404" in failed
+        assert "404" in user.is_refused("verify", golden)
+        annotations = user.image("golden")["metadata"].get("annotations") or {}
+        assert "shorthorn.io/verify-at" not in annotations
         user.does("retry", golden, "--wait")
+        asked = user.image("golden")["metadata"]["annotations"]["shorthorn.io/retry-at"]
+        said = user.is_refused("retry", golden)
+        assert "is ready, with no copy that failed" in said
+        user.does("verify", golden)
         annotations = user.image("golden")["metadata"]["annotations"]
-    assert {"shorthorn.io/verify-at", "shorthorn.io/retry-at"} <= annotations.keys()
+    assert annotations["shorthorn.io/retry-at"] == asked
+    assert annotations["shorthorn.io/verify-at"]
     assert "not found" in user.is_refused("verify", user.name("none"))
     assert "not found" in user.is_refused("retry", user.name("none"))
 

@@ -125,3 +125,20 @@ async def test_a_clone_names_its_source(user: Shell) -> None:
     assert spec["nodeSelector"] == ["fast"]
     shown = await user.does("show", "golden")
     assert "Backing image second (made from it)" in shown.out
+
+
+async def test_an_image_that_awaits_its_bytes_is_neither_verified_nor_tried_again(
+    user: Shell,
+) -> None:
+    await user.does("create", "coming", "--url", "http://example.org/golden.qcow2")
+    assert "is not ready" in await user.is_refused("verify", "coming")
+    assert "is not failed" in await user.is_refused("retry", "coming")
+    assert not (await user.image("coming"))["metadata"].get("annotations")
+
+
+async def test_a_failed_copy_of_a_ready_image_is_tried_again(user: Shell) -> None:
+    await user.set_status(
+        "golden", {"diskFileStatusMap": {"pool-a": {"state": "failed", "message": "damaged"}}}
+    )
+    await user.does("retry", "golden")
+    assert await annotated(user, "shorthorn.io/retry-at")

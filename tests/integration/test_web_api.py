@@ -13,7 +13,7 @@ import pytest
 from tests.fakes.memory_bytes import MemoryBytes
 from tests.integration.web_site import Running, running_site
 
-from shorthorn.domain.image_bytes import Direction
+from shorthorn.domain.image_bytes import Artifact, ArtifactForm, Direction
 from shorthorn.domain.models import BackingImage, BackingImageSpec, Meta
 
 DATA = bytes(range(256)) * 40
@@ -212,4 +212,60 @@ async def test_bytes_that_pass_are_counted_as_they_pass(
 
 async def test_an_image_that_is_not_ready_has_no_bytes(machine: Machine) -> None:
     answer = await machine.http.get(ARTIFACT)
-    assert (answer.status_code, answer.json()["reason"]) == (404, "NotFound")
+    assert (answer.status_code, answer.json()["reason"]) == (409, "WrongState")
+    assert "backing image golden is waiting" in answer.json()["message"]
+    none = await machine.http.get("/api/v1/images/other/artifact")
+    assert (none.status_code, none.json()["reason"]) == (404, "NotFound")
+
+
+async def test_a_raw_disk_is_named_so_that_its_parts_belong_together(
+    machine: Machine, held: MemoryBytes
+) -> None:
+    path = "/api/v1/images/golden/raw"
+    etag = (await machine.http.head(path)).headers["etag"]
+    assert etag == f'"{ETAG}-raw"'
+    headers = {"Range": "bytes=0-9", "If-Range": etag}
+    assert (await machine.http.get(path, headers=headers)).status_code == 206
+    held.hold("golden", DATA[::-1])
+    assert (await machine.http.get(path, headers=headers)).status_code == 200
+
+
+async def test_head_has_no_ranges(machine: Machine, held: MemoryBytes) -> None:
+    for asked in ("bytes=0-9", f"bytes={len(DATA)}-"):
+        answer = await machine.http.head(ARTIFACT, headers={"Range": asked})
+        assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(DATA)))
+        assert "content-range" not in answer.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_other_bytes_than_expected_are_not_sent(
+    machine: Machine, held: MemoryBytes, method: str
+) -> None:
+    other = await machine.http.request(method, ARTIFACT, headers={"If-Match": '"other"'})
+    assert (other.status_code, other.headers["etag"]) == (412, f'"{ETAG}"')
+    if method == "GET":
+        assert other.json()["reason"] == "PreconditionFailed"
+    same = await machine.http.request(method, ARTIFACT, headers={"If-Match": f'"{ETAG}"'})
+    assert same.status_code == 200
+
+
+async def test_an_image_that_is_replaced_while_it_is_looked_at_is_not_mixed(
+    machine: Machine, held: MemoryBytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe = held.describe
+    described = await describe("golden", ArtifactForm.ARTIFACT)
+
+    async def before(image: str, form: ArtifactForm) -> Artifact:
+        monkeypatch.setattr(held, "describe", describe)
+        held.hold("golden", DATA[::-1])
+        return described
+
+    monkeypatch.setattr(held, "describe", before)
+    answer = await machine.http.get(ARTIFACT, headers={"Range": "bytes=0-9"})
+    assert (answer.status_code, answer.json()["reason"]) == (503, "Unavailable")
+    await freed(held)
+
+
+async def test_the_api_says_where_it_is_described(machine: Machine) -> None:
+    answer = await machine.http.get("/api/v1")
+    assert (answer.status_code, answer.json()) == (200, {"description": "/api/openapi.json"})

@@ -239,22 +239,6 @@ async def test_actions_are_annotations_of_the_image(
     assert image.meta.annotations[f"shorthorn.io/{action}-at"]
 
 
-async def test_a_restore_makes_three_objects_and_may_be_repeated(
-    running: Running, browser: Browser
-) -> None:
-    await make_image(running)
-    fields = {"image": "golden", "name": "data", "namespace": "default", "size": "2Gi"}
-    fields |= {"storage_class": "longhorn", "snapshot_class": "longhorn-x", "mode": "Filesystem"}
-    assert "is made" in (await browser.post("/restore", **fields)).text
-    again = await browser.post("/restore", **fields)
-    assert again.status_code == 409  # the claim is there; its source was no mistake
-    page = await browser.http.get("/images/golden")
-    assert "VolumeSnapshotContent" in page.text
-    assert "default/data" in page.text
-    other = {**fields, "size": "much"}
-    assert "as in 10Gi" in (await browser.post("/restore", **other)).text
-
-
 async def test_a_handle_is_read(running: Running, browser: Browser) -> None:
     await make_image(running)
     handle = "bi://backing?backingImageDataSourceType=download&backingImage=golden"

@@ -28,7 +28,8 @@ def test_the_link_signs_in_and_port_and_session_survive_a_restart(tmp_path: Path
         base = link.partition("/login")[0]
         assert http.get(link).status_code == 200
         assert http.get(f"{base}/images").status_code == 200
-        assert http.get(link).status_code == 403
+        assert http.get(link).status_code == 303
+        assert httpx2.get(link, trust_env=False).status_code == 403
         metrics = http.get(f"{base}/metrics").text
         assert "shorthorn_pool_capacity_bytes" in metrics
         for direction in ("upload", "download"):

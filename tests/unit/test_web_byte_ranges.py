@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shorthorn.web.byte_ranges import NotSatisfiable, find_range
+from shorthorn.web.byte_ranges import NotSatisfiable, find_range, is_known, is_match
 
 ETAG = '"abc"'
 
@@ -18,6 +18,9 @@ ETAG = '"abc"'
         ("bytes=-1000", range(100)),
         ("bytes=90-1000", range(90, 100)),
         ("BYTES=0-0", range(1)),
+        pytest.param("bytes=5-" + "9" * 23, range(5, 100), id="an end that no number holds"),
+        pytest.param("bytes=-" + "9" * 5000, range(100), id="more than there is"),
+        pytest.param("bytes=" + "0" * 30 + "5-9", range(5, 10), id="zeros in front"),
         ("", None),
         ("bytes=", None),
         ("bytes=-", None),
@@ -32,7 +35,9 @@ def test_a_range_is_read(text: str, expected: range | None) -> None:
     assert find_range({"range": text} if text else {}, 100, ETAG) == expected
 
 
-@pytest.mark.parametrize("text", ["bytes=100-", "bytes=500-600", "bytes=-0"])
+@pytest.mark.parametrize(
+    "text", ["bytes=100-", "bytes=500-600", "bytes=-0", "bytes=" + "9" * 30 + "-"]
+)
 def test_a_range_beyond_the_end_cannot_be_satisfied(text: str) -> None:
     with pytest.raises(NotSatisfiable):
         find_range({"range": text}, 100, ETAG)
@@ -52,3 +57,33 @@ def test_a_condition_decides_whether_a_range_counts(
 ) -> None:
     found = find_range({"range": "bytes=0-9", "if-range": condition}, 100, etag)
     assert (found is not None) == counts
+
+
+@pytest.mark.parametrize(
+    ("told", "etag", "holds"),
+    [
+        ("", ETAG, True),
+        ("*", "", True),
+        (ETAG, ETAG, True),
+        (f'"x", {ETAG}', ETAG, True),
+        ('"x"', ETAG, False),
+        (f"W/{ETAG}", ETAG, False),
+        (ETAG, "", False),
+    ],
+)
+def test_if_match_needs_the_same_bytes(told: str, etag: str, holds: bool) -> None:
+    assert is_match({"if-match": told} if told else {}, etag) == holds
+
+
+@pytest.mark.parametrize(
+    ("told", "etag", "holds"),
+    [
+        ("", ETAG, False),
+        ("*", ETAG, True),
+        ("*", "", False),
+        (f'"x", W/{ETAG}', ETAG, True),
+        ('"x"', ETAG, False),
+    ],
+)
+def test_if_none_match_is_about_what_a_client_has(told: str, etag: str, holds: bool) -> None:
+    assert is_known({"if-none-match": told} if told else {}, etag) == holds

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from shorthorn.web.guard import CONTENT_SECURITY_POLICY, FORM_BYTES_MAX, Guard
+from shorthorn.web.errors import Problem
+from shorthorn.web.guard import CONTENT_SECURITY_POLICY, FORM_BYTES_MAX, Guard, own_path
 from shorthorn.web.sessions import Sessions, make_key
 
 KEY = make_key()
@@ -27,11 +28,16 @@ async def echo(request: Request) -> Response:
     return PlainTextResponse(f"{session.user if session else 'nobody'} {body}")
 
 
+def refuse(request: Request, problem: Problem) -> Response:
+    return PlainTextResponse(problem.reason, problem.status)
+
+
 @pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     methods = ["GET", "POST", "DELETE"]
     app = Starlette(routes=[Route(p, echo, methods=methods) for p in ("/x", "/login", "/api/v1/y")])
-    guard = Guard(app, sessions=SESSIONS, cookie="s", hosts={"127.0.0.1:80", "127.0.0.1"})
+    hosts = {"127.0.0.1:80", "127.0.0.1"}
+    guard = Guard(app, sessions=SESSIONS, cookie="s", hosts=hosts, refuse=refuse)
     transport = httpx2.ASGITransport(app=guard)
     async with httpx2.AsyncClient(transport=transport, base_url=US) as client:
         yield client
@@ -71,9 +77,59 @@ async def test_a_machine_without_a_token_is_unauthorized(http: httpx2.AsyncClien
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
 
 
-async def test_htmx_is_told_where_to_sign_in(http: httpx2.AsyncClient) -> None:
+async def test_htmx_leaves_the_page_as_it_is(http: httpx2.AsyncClient) -> None:
     answer = await http.get("/x", headers={"HX-Request": "true"})
-    assert (answer.status_code, answer.headers["hx-redirect"]) == (401, "/login")
+    assert (answer.status_code, "hx-redirect" in answer.headers) == (401, False)
+
+
+async def test_a_script_is_told_in_its_own_way(http: httpx2.AsyncClient) -> None:
+    answer = await http.post("/x", headers={"Accept": "application/json"})
+    assert (answer.status_code, answer.json()["reason"]) == (401, "Unauthorized")
+
+
+@pytest.mark.parametrize(
+    ("referrer", "back"),
+    [
+        (f"{US}/form?of=a", "/form%3Fof%3Da"),
+        ("http://evil.example/form", "/x%3Fb%3D1"),
+        ("", "/x%3Fb%3D1"),
+    ],
+)
+async def test_a_form_of_an_ended_session_is_come_back_to(
+    http: httpx2.AsyncClient, referrer: str, back: str
+) -> None:
+    answer = await http.post("/x?b=1", headers={"Referer": referrer, "Host": "127.0.0.1:80"})
+    assert answer.status_code == 303
+    assert answer.headers["location"] == f"/login?ended=1&next={back}"
+
+
+async def test_a_session_that_is_over_is_told_from_none(http: httpx2.AsyncClient) -> None:
+    answer = await http.get("/x", headers={"Cookie": "s=over"})
+    assert answer.headers["location"] == "/login?ended=1&next=/x"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "images",
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "/\t/evil.example",
+        "/\n/evil.example",
+        "/login?next=/login",
+        "/logout",
+        "/ü",
+        "/" + "x" * 3000,
+    ],
+)
+def test_nobody_is_led_elsewhere(path: str) -> None:
+    assert own_path(path) == "/"
+
+
+def test_a_page_of_ours_is_gone_on_to() -> None:
+    assert own_path("/images?q=a%20b&page=2") == "/images?q=a%20b&page=2"
 
 
 async def test_a_form_with_its_token_passes_with_its_body(http: httpx2.AsyncClient) -> None:

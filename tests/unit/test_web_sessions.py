@@ -70,12 +70,54 @@ def test_a_token_that_no_cookie_holds_is_refused() -> None:
         Sessions(KEY).begin("ann", noise)
 
 
-def test_form_tokens_belong_to_one_session() -> None:
+def test_form_tokens_belong_to_one_user() -> None:
     sessions = Sessions(KEY)
-    (one, _), (other, _) = sessions.begin("ann", "t"), sessions.begin("ann", "t")
+    one, again, other = (sessions.begin(user, "t")[0] for user in ("ann", "ann", "bob"))
     assert sessions.is_form_token(one, sessions.form_token(one))
-    assert not sessions.is_form_token(one, sessions.form_token(other))
+    assert sessions.is_form_token(again, sessions.form_token(one))
+    assert not sessions.is_form_token(other, sessions.form_token(one))
     assert not sessions.is_form_token(one, "")
+    assert not sessions.is_form_token(one, "ü")
+    assert not Sessions(make_key()).is_form_token(one, sessions.form_token(one))
+
+
+def test_form_tokens_count_for_a_day_at_most() -> None:
+    clock = Clock()
+    sessions = Sessions(KEY, clock=clock)
+    session, _ = sessions.begin("ann", "t")
+    token = sessions.form_token(session)
+    clock.now += SESSION_S
+    assert sessions.is_form_token(session, token)
+    clock.now += SESSION_S
+    assert not sessions.is_form_token(session, token)
+
+
+def test_a_session_that_was_signed_out_opens_nothing() -> None:
+    sessions = Sessions(KEY)
+    (one, cookie), (_, other) = sessions.begin("ann", "t"), sessions.begin("ann", "t")
+    sessions.end(one)
+    assert sessions.find(cookie) is None
+    assert not sessions.is_current(one)
+    assert sessions.find(other) is not None
+
+
+def test_what_was_signed_out_is_remembered_while_it_matters_and_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shorthorn.web.sessions.ENDED_MAX", 2)
+    clock = Clock()
+    sessions = Sessions(KEY, clock=clock)
+    cookies = []
+    for _ in range(3):
+        session, cookie = sessions.begin("ann", "t")
+        sessions.end(session)
+        cookies.append(cookie)
+        clock.now += 1
+    assert [sessions.find(cookie) is None for cookie in cookies] == [False, True, True]
+    clock.now += SESSION_S
+    session, _ = sessions.begin("ann", "t")
+    sessions.end(session)
+    assert len(sessions._ended) == 1
 
 
 def test_a_link_is_good_once() -> None:

@@ -85,8 +85,9 @@ class Artifact:
     """What is read in one form.
 
     size_bytes: None where nobody knows before the end (raw.zst; qcow2 before it is read).
-    etag: the artifact's SHA-512, for the form `artifact` alone, once known; else empty. `file_name`
-    is what to save it as: the image's name and an extension.
+    etag: names these very bytes, so that parts of two requests can be put together: the artifact's
+    SHA-512 and, for `raw`, `-raw` behind it; empty until that is known, and for other forms.
+    `file_name` is what to save it as: the image's name and an extension.
     """
 
     size_bytes: int | None

@@ -143,7 +143,8 @@ def _artifact(
             extension = "qcow2" if record.format is ImageFormat.QCOW2 else "raw"
             return Artifact(record.size_bytes, record.checksum, f"{name}.{extension}")
         case ArtifactForm.RAW:
-            return Artifact(record.virtual_size_bytes, "", f"{name}.raw")
+            etag = f"{record.checksum}-raw" if record.checksum else ""
+            return Artifact(record.virtual_size_bytes, etag, f"{name}.raw")
         case ArtifactForm.QCOW2:
             return Artifact(made_bytes, "", f"{name}.qcow2")
         case ArtifactForm.RAW_ZST:

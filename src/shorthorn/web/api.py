@@ -19,8 +19,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shorthorn.domain.errors import InvalidArgument, NotFound, OffsetMismatch, Unavailable
+from shorthorn.domain.errors import (
+    DomainError,
+    InvalidArgument,
+    NotFound,
+    OffsetMismatch,
+    Unavailable,
+    WrongState,
+)
 from shorthorn.domain.image_bytes import (
+    Artifact,
     ArtifactForm,
     Direction,
     ImageBytes,
@@ -28,10 +36,11 @@ from shorthorn.domain.image_bytes import (
     UploadState,
 )
 from shorthorn.kube import user_api
-from shorthorn.web.byte_ranges import NotSatisfiable, find_range
+from shorthorn.web.byte_ranges import NotSatisfiable, find_range, is_known, is_match
 from shorthorn.web.guard import read_limited
 from shorthorn.web.site import image_named_in, session_of, site_of
 from shorthorn.web.traffic import counted
+from shorthorn.web.views.images import state_of
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -89,11 +98,61 @@ async def upload_abandon(request: Request) -> Response:
     return Response(status_code=204, headers=_TUS)
 
 
+async def index(request: Request) -> Response:
+    """Say where the API is described."""
+    return JSONResponse({"description": "/api/openapi.json"})
+
+
 async def download(request: Request) -> Response:
     """Send an image's bytes in one form."""
     form = ArtifactForm(request.url.path.rpartition("/")[2])
     bytes_, name = await _bytes_for(request, "get")
+    try:
+        return await _download(request, bytes_, name, form)
+    except NotFound as exc:
+        raise await _why_not(request, name, exc) from exc
+
+
+async def _download(
+    request: Request, bytes_: ImageBytes, name: str, form: ArtifactForm
+) -> Response:
     artifact = await bytes_.describe(name, form)
+    headers = _headers_of(artifact, form)
+    etag = headers.get("ETag", "")
+    if not is_match(request.headers, etag):
+        told = f"{form} of backing image {name} is {etag or 'not named yet'}, and not what is asked"
+        problem = {"reason": "PreconditionFailed", "message": told}
+        return JSONResponse(problem, 412, headers={"ETag": etag} if etag else {})
+    if is_known(request.headers, etag):
+        return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":  # of which no range is asked (RFC 9110 section 14.2)
+        return _Head(200, headers, artifact.size_bytes, _TYPES[form])
+    span, status = None, 200
+    if form.has_ranges and artifact.size_bytes is not None:
+        try:
+            span = find_range(request.headers, artifact.size_bytes, etag)
+        except NotSatisfiable:
+            headers["Content-Range"] = f"bytes */{artifact.size_bytes}"
+            return Response(status_code=416, headers=headers)
+    if span is not None:
+        status = 206
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{artifact.size_bytes}"
+    start, stop = (span.start, span.stop) if span is not None else (0, None)
+    opened = bytes_.read(name, form, start=start, stop=stop)
+    async with contextlib.AsyncExitStack() as stack:
+        source = await stack.enter_async_context(opened)
+        if artifact.etag and source.artifact.etag not in ("", artifact.etag):
+            raise Unavailable(f"backing image {name}", "another one came in its place just now")
+        stack = stack.pop_all()
+    size_bytes = source.artifact.size_bytes
+    if size_bytes is not None:
+        headers["Content-Length"] = str((size_bytes if stop is None else stop) - start)
+    count = site_of(request).count_bytes
+    return _Sending(source, stack, status, headers | {"Content-Type": _TYPES[form]}, count)
+
+
+def _headers_of(artifact: Artifact, form: ArtifactForm) -> dict[str, str]:
+    """Return what is told of a form, whether any of it is sent or not."""
     headers = {
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.file_name)}",
         "Cache-Control": "private, no-cache",
@@ -102,30 +161,20 @@ async def download(request: Request) -> Response:
         headers["ETag"] = f'"{artifact.etag}"'
     if form.has_ranges:
         headers["Accept-Ranges"] = "bytes"
-    if artifact.etag and _is_known(request, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    span, status = None, 200
-    if form.has_ranges and artifact.size_bytes is not None:
-        try:
-            span = find_range(request.headers, artifact.size_bytes, headers.get("ETag", ""))
-        except NotSatisfiable:
-            headers["Content-Range"] = f"bytes */{artifact.size_bytes}"
-            return Response(status_code=416, headers=headers)
-    if span is not None:
-        status = 206
-        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{artifact.size_bytes}"
-    start, stop = (span.start, span.stop) if span is not None else (0, None)
-    if request.method == "HEAD":
-        end = stop if stop is not None else artifact.size_bytes
-        return _Head(status, headers, None if end is None else end - start, _TYPES[form])
-    opened = bytes_.read(name, form, start=start, stop=stop)
-    stack = contextlib.AsyncExitStack()
-    source = await stack.enter_async_context(opened)
-    size_bytes = source.artifact.size_bytes
-    if size_bytes is not None:
-        headers["Content-Length"] = str((size_bytes if stop is None else stop) - start)
-    count = site_of(request).count_bytes
-    return _Sending(source, stack, status, headers | {"Content-Type": _TYPES[form]}, count)
+    return headers
+
+
+async def _why_not(request: Request, name: str, error: NotFound) -> DomainError:
+    """Return why an image has no bytes: it is gone by now, is not so far, or just moves."""
+    images = site_of(request).watched.images
+    image = images.find_cached(name) or await images.find(name)
+    if image is None:
+        return error
+    if image.is_ready:
+        return Unavailable(f"backing image {name}", str(error))
+    state, message = state_of(image)
+    told = f"{state} ({message})" if message else str(state)
+    return WrongState("backing image", name, told, "a ready one")
 
 
 async def check_url(request: Request) -> Response:
@@ -155,6 +204,7 @@ async def description(request: Request) -> Response:
 _IMAGE: Final = "/api/v1/images/{name}"
 routes = [
     Route("/api/openapi.json", description),
+    Route("/api/v1", index),
     Route(f"{_IMAGE}/upload", upload_options, methods=["OPTIONS"]),
     Route(f"{_IMAGE}/upload", upload_state, methods=["HEAD"]),
     Route(f"{_IMAGE}/upload", upload_append, methods=["PATCH"]),
@@ -260,13 +310,6 @@ async def _document(request: Request) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidArgument("body", "write a JSON object")
     return document
-
-
-def _is_known(request: Request, etag: str) -> bool:
-    told = request.headers.get("if-none-match", "")
-    return told.strip() == "*" or etag in {
-        tag.strip().removeprefix("W/") for tag in told.split(",")
-    }
 
 
 def _state_headers(state: UploadState) -> dict[str, str]:

@@ -19,13 +19,23 @@ from starlette.routing import Route
 from shorthorn.web import api, live
 from shorthorn.web.guard import Guard
 from shorthorn.web.pages import create, handle, image, images, login, overview, restore, volumes
-from shorthorn.web.site import KNOWN_ERRORS, Site, on_bug, on_http_error, on_known_error, site_of
+from shorthorn.web.site import (
+    KNOWN_ERRORS,
+    Site,
+    answer_problem,
+    on_bug,
+    on_http_error,
+    on_known_error,
+    site_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from shorthorn.web.errors import Problem
 
 _FOR_GOOD: Final = "public, max-age=31536000, immutable"
 _METRICS: Final = "text/plain; version=1.0.0; charset=utf-8"
@@ -54,7 +64,12 @@ def make_app(site: Site, *, hosts: Collection[str] | None) -> ASGIApp:
     handlers |= dict.fromkeys(KNOWN_ERRORS, on_known_error)
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.site = site
-    guarded = Guard(app, sessions=site.sessions, cookie=site.cookie, hosts=hosts)
+
+    def refuse(request: Request, problem: Problem) -> Response:
+        request.scope["app"] = app  # as Starlette does: the guard is in front of it
+        return answer_problem(request, problem)
+
+    guarded = Guard(app, sessions=site.sessions, cookie=site.cookie, hosts=hosts, refuse=refuse)
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette raises a bug once more after `on_bug` has logged and answered it.

@@ -7,6 +7,7 @@ wired by `web.app`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -14,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from shorthorn.web.errors import Problem
 from shorthorn.web.sessions import Session, Sessions
 
 if TYPE_CHECKING:
@@ -39,21 +41,35 @@ HEADERS: Final = {
 FORM_BYTES_MAX: Final = 256 << 10
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN: Final = frozenset(
-    {"/login", "/healthz", "/readyz", "/metrics", "/api/openapi.json", "/favicon.ico"}
+    {"/login", "/healthz", "/readyz", "/metrics", "/api/v1", "/api/openapi.json", "/favicon.ico"}
 )
 _FORM: Final = "application/x-www-form-urlencoded"
+#: The longest address that is come back to after signing in.
+_BACK_CHARS_MAX: Final = 2000
+
+#: The reason of a refused form that may be sent again once it was opened anew.
+PAGE_TOO_OLD: Final = "PageTooOld"
 
 
 class Guard:
-    """`hosts`: what the Host header may be; None: anything (a proxy in front decides)."""
+    """`hosts`: what the Host header may be; None: anything (a proxy in front decides). `refuse`
+    answers a problem as the page, or the API, does.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, sessions: Sessions, cookie: str, hosts: Collection[str] | None
+        self,
+        app: ASGIApp,
+        *,
+        sessions: Sessions,
+        cookie: str,
+        hosts: Collection[str] | None,
+        refuse: Callable[[Request, Problem], Response],
     ) -> None:
         self._app = app
         self._sessions = sessions
         self._cookie = cookie
         self._hosts = hosts
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -88,7 +104,7 @@ class Guard:
         path = request.url.path
         if path in _OPEN or path.startswith("/static/"):
             return None
-        return self._to_login(request)
+        return to_login(request, is_ended=self._cookie in request.cookies)
 
     def _session(self, request: Request) -> Session | None:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -96,17 +112,6 @@ class Guard:
             return Session("the token's user", token.strip())
         cookie = request.cookies.get(self._cookie, "")
         return self._sessions.find(cookie) if cookie else None
-
-    def _to_login(self, request: Request) -> Response:
-        path = request.url.path
-        if path.startswith(("/api/", "/events", "/session")):
-            problem = {"reason": "Unauthorized", "message": "sign in, or send a bearer token"}
-            return JSONResponse(problem, 401, {"WWW-Authenticate": "Bearer"})
-        back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        login = "/login" if request.method != "GET" or back == "/" else f"/login?next={quote(back)}"
-        if request.headers.get("hx-request"):
-            return Response(status_code=401, headers={"HX-Redirect": "/login"})
-        return RedirectResponse(login, 303)
 
     async def _refuse_forged(
         self, request: Request, receive: Receive
@@ -116,19 +121,22 @@ class Guard:
         if request.method in _SAFE or (session is not None and not session.id):
             return None, receive
         if not is_own_origin(request.headers):
-            return _forged("another site's page sent this request"), receive
+            foreign = Problem(403, "ForeignPage", "another site's page sent this request")
+            return self._refuse(request, foreign), receive
         if session is None:  # signing in: nothing is there yet that could be misused
             return None, receive
         presented = request.headers.get("x-csrf-token", "")
         if not presented and request.headers.get("content-type", "").startswith(_FORM):
             body = await read_limited(request, FORM_BYTES_MAX)
             if body is None:
-                return PlainTextResponse("the form is too large\n", 413), receive
+                large = Problem(413, "FormTooLarge", f"at most {FORM_BYTES_MAX} bytes are read")
+                return self._refuse(request, large), receive
             fields = parse_qs(body.decode("utf-8", "replace"))
             presented = fields.get("csrf_token", [""])[0]
             receive = _replayed(body, receive)
         if not self._sessions.is_form_token(session, presented):
-            return _forged("this page is too old; load it again and repeat"), receive
+            told = "this page is more than a day old, or somebody else is signed in by now"
+            return self._refuse(request, Problem(403, PAGE_TOO_OLD, told)), receive
         return None, receive
 
 
@@ -146,8 +154,49 @@ def is_by_tls(request: Request) -> bool:
     return request.url.scheme == "https" or forwarded.split(",")[0].strip() == "https"
 
 
-def _forged(message: str) -> Response:
-    return PlainTextResponse(f"refused: {message}\n", 403)
+def to_login(request: Request, *, is_ended: bool) -> Response:
+    """Answer a request without a session: scripts by 401, people by the way to the login page.
+
+    What htmx asked for is a piece of a page, on which somebody may be typing: the page stays, and
+    its script says that the session has ended. `is_ended`: there was one; a form tells that too.
+    """
+    if request.url.path.startswith("/api/") or is_for_script(request):
+        told = {"reason": "Unauthorized", "message": "sign in, or send a bearer token"}
+        return JSONResponse(told, 401, {"WWW-Authenticate": "Bearer"})
+    if request.headers.get("hx-request"):
+        return PlainTextResponse("your session has ended\n", 401)
+    fields = {"ended": "1"} if is_ended or request.method not in _SAFE else {}
+    back = page_of(request)
+    if back != "/":
+        fields["next"] = back
+    query = "&".join(f"{key}={quote(value)}" for key, value in fields.items())
+    return RedirectResponse("/login" + (f"?{query}" if query else ""), 303)
+
+
+def is_for_script(request: Request) -> bool:
+    """Whether the answer is read by a script, which can do nothing with a page."""
+    is_json = request.headers.get("accept", "").startswith("application/json")
+    return is_json or request.url.path in ("/events", "/session")
+
+
+def page_of(request: Request) -> str:
+    """Return the page that somebody is on: the one asked for, or that of the form that was sent."""
+    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if request.method in _SAFE:
+        return own_path(here)
+    referrer = urlsplit(request.headers.get("referer", ""))
+    if referrer.netloc.lower() != request.headers.get("host", "").lower():
+        return own_path(here)
+    return own_path(referrer.path + (f"?{referrer.query}" if referrer.query else ""))
+
+
+def own_path(path: str) -> str:
+    """Return where to go on; `/` for what is no page of ours, another site above all."""
+    is_plain = path.isascii() and path.isprintable() and "\\" not in path  # which browsers mend
+    parts = urlsplit(path) if is_plain and len(path) <= _BACK_CHARS_MAX else None
+    if parts is None or parts.scheme or parts.netloc or not path.startswith("/"):
+        return "/"
+    return "/" if path.startswith("//") or parts.path in ("/login", "/logout") else path
 
 
 async def read_limited(request: Request, limit: int) -> bytes | None:

@@ -1,8 +1,16 @@
 """Who is looked at as whom: sealed cookies, one-time login links, and tokens against forged forms.
 
 Owns: what a cookie holds and for how long it counts. Must never: write a token into a log, or keep
-sessions anywhere (a cookie that can be opened is a session). Called by `web.guard` and the login
-pages; `commands.login` makes links with the same key.
+sessions anywhere (a cookie that can be opened is a session, unless it was signed out here). Called
+by `web.guard` and the login pages; `commands.login` makes links with the same key.
+
+A form token belongs to a *user*, not to a session: whoever signs in again, perhaps in another tab,
+can still send the forms that were open before. Against forged forms that is as good. What another
+site's page lacks is the token, since it can read no page of ours; and it is an HMAC with our key,
+so nobody can make it who is not shown it as that user. Against a forged sign-in (a victim is signed
+in as the attacker, who then waits for what they write): a form that was opened as the victim has
+the victim's token, which a session of the attacker refuses. It counts for the half day in which it
+was made and the next one, so a token that was seen somewhere is of no use for long.
 """
 
 from __future__ import annotations
@@ -22,6 +30,8 @@ from cryptography.fernet import Fernet, InvalidToken
 
 SESSION_S: Final = 12 * 3600
 LINK_S: Final = 600
+#: Sessions that were signed out before their time and are remembered for that (100 bytes each).
+ENDED_MAX: Final = 10_000
 #: What browsers keep of one cookie, name and attributes included (RFC 6265 section 6.1).
 COOKIE_BYTES_MAX: Final = 4000
 
@@ -50,6 +60,7 @@ class Sessions:
         self._fernet = Fernet(key)
         self._forms = _derived(key, "forms")
         self._clock = clock
+        self._ended: dict[str, float] = {}
 
     def begin(self, user: str, token: str) -> tuple[Session, str]:
         """Return a new session and its cookie's value. Raises: TokenTooLong."""
@@ -72,16 +83,40 @@ class Sessions:
         return session if self.is_current(session) else None
 
     def is_current(self, session: Session) -> bool:
-        """Whether the session has not ended by itself."""
-        return not session.id or self._clock() < session.expires_at
+        """Whether the session has neither ended by itself nor been signed out here."""
+        if not session.id:
+            return True
+        return self._clock() < session.expires_at and session.id not in self._ended
+
+    def end(self, session: Session) -> None:
+        """Have the session's cookie open nothing any more, in this process and until it restarts.
+
+        Where too many are remembered, the one that would have ended soonest is forgotten.
+        """
+        now = self._clock()
+        self._ended = {id: at for id, at in self._ended.items() if now < at}  # noqa: A001
+        if session.id:
+            self._ended[session.id] = session.expires_at
+        while len(self._ended) > ENDED_MAX:
+            del self._ended[min(self._ended, key=self._ended.__getitem__)]
 
     def form_token(self, session: Session) -> str:
-        """Return what every unsafe request of the session has to carry."""
-        digest = hmac.new(self._forms, session.id.encode(), hashlib.sha256).digest()
-        return urlsafe_b64encode(digest).decode().rstrip("=")
+        """Return what every unsafe request of the session's user has to carry from now on."""
+        return self._form_token(session, self._half_day())
 
     def is_form_token(self, session: Session, presented: str) -> bool:
-        return hmac.compare_digest(self.form_token(session).encode(), presented.encode())
+        """Whether the user was given this token, at most a day ago."""
+        now = self._half_day()
+        good = [self._form_token(session, half_day).encode() for half_day in (now, now - 1)]
+        return any(hmac.compare_digest(token, presented.encode()) for token in good)
+
+    def _form_token(self, session: Session, half_day: int) -> str:
+        members = json.dumps([session.user, half_day]).encode()
+        digest = hmac.new(self._forms, members, hashlib.sha256).digest()
+        return urlsafe_b64encode(digest).decode().rstrip("=")
+
+    def _half_day(self) -> int:
+        return int(self._clock() // SESSION_S)
 
 
 class LoginLinks:

@@ -21,7 +21,14 @@ from shorthorn.kube.user_api import Refused
 from shorthorn.web import rendering
 from shorthorn.web.access import Access
 from shorthorn.web.errors import Problem, problem_of
-from shorthorn.web.guard import FORM_BYTES_MAX, read_limited
+from shorthorn.web.guard import (
+    FORM_BYTES_MAX,
+    PAGE_TOO_OLD,
+    is_for_script,
+    page_of,
+    read_limited,
+    to_login,
+)
 from shorthorn.web.rates import Rates
 from shorthorn.web.sessions import LoginLinks, Session, Sessions
 from shorthorn.web.traffic import CountBytes, uncounted
@@ -117,9 +124,11 @@ def see_other(path: str) -> Response:
 
 
 def problem_or_raise(error: Exception) -> Problem:
-    """Return how an error is told at a form; raises it where it is a bug."""
+    """Return how an error is told at a form; raises it where it is a bug, or where the user's token
+    counts no more: no form helps then but the login page's.
+    """
     problem = problem_of(error)
-    if problem is None:
+    if problem is None or problem.status == 401:
         raise error
     return problem
 
@@ -129,7 +138,7 @@ async def on_known_error(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     if problem is None:
         return await on_bug(request, error)
-    return _answer(request, problem)
+    return answer_problem(request, problem)
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
@@ -137,14 +146,15 @@ async def on_bug(request: Request, error: Exception) -> Response:
     error_id = secrets.token_hex(6)
     log.error("%s %s failed (%s)", request.method, request.url.path, error_id, exc_info=error)
     message = f"something went wrong that was not foreseen; the log has it as {error_id}"
-    return _answer(request, Problem(500, "InternalError", message))
+    return answer_problem(request, Problem(500, "InternalError", message))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Answer what Starlette itself refuses: no such page, no such method."""
     code = getattr(error, "status_code", 500)
     message = "there is no such page" if code == 404 else str(getattr(error, "detail", error))
-    response = _answer(request, Problem(code, "NotFound" if code == 404 else "Refused", message))
+    problem = Problem(code, "NotFound" if code == 404 else "Refused", message)
+    response = answer_problem(request, problem)
     response.headers.update(getattr(error, "headers", None) or {})
     return response
 
@@ -152,16 +162,18 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 KNOWN_ERRORS: tuple[type[Exception], ...] = (DomainError, Refused)
 
 
-def _answer(request: Request, problem: Problem) -> Response:
+def answer_problem(request: Request, problem: Problem) -> Response:
+    """Answer with a problem: JSON for scripts, else a page with a way on."""
     headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else {}
-    if request.url.path.startswith("/api/"):
+    if request.url.path.startswith("/api/") or is_for_script(request):
         body = {"reason": problem.reason, "message": problem.message}
         return JSONResponse(body, problem.status, headers)
     if request.state.session is not None and problem.status == 401:
-        response: Response = RedirectResponse("/login?ended=1", 303)
+        response = to_login(request, is_ended=True)
         response.delete_cookie(site_of(request).cookie)
         return response
-    text = render(request, "problem.html", problem=problem)
+    back = page_of(request) if problem.reason == PAGE_TOO_OLD else ""
+    text = render(request, "problem.html", problem=problem, back=back)
     return HTMLResponse(text, problem.status, headers)
 
 

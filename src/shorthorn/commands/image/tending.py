@@ -14,6 +14,7 @@ import typer
 
 from shorthorn.commands.image import options
 from shorthorn.commands.image.printing import printable
+from shorthorn.domain import errors
 from shorthorn.domain.image_bytes import RETRY_AT, VERIFY_AT
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def verify(
     checksum, and what volumes are made of is compared with the artifact.
 
     With --wait it ends with 0 if all is well and with 1 if not; the condition ChecksumVerified says
-    the same.
+    the same. An image that is not ready has nothing to be hashed: that is refused.
     """
     from shorthorn.commands.image.cluster import run
     from shorthorn.commands.image.verifying import wait_verified
@@ -50,7 +51,7 @@ def verify(
 
     async def work(cluster: Cluster) -> None:
         at = _now()
-        await cluster.image(name)
+        _check_ready(await cluster.image(name))
         await cluster.annotate_image(name, {VERIFY_AT: at})
         if not wait:
             typer.echo(f"{name}: verification asked for at {at}")
@@ -70,7 +71,7 @@ def retry(
     kubeconfig: options.Kubeconfig = None,
     data_dir: options.DataDir = None,
 ) -> None:
-    """Have a failed image, or a failed copy of one, made anew."""
+    """Have a failed image, or a failed copy of one, made anew. Refused where nothing has failed."""
     from shorthorn.commands.image.cluster import run
     from shorthorn.commands.image.waiting import wait_retried
 
@@ -78,6 +79,7 @@ def retry(
 
     async def work(cluster: Cluster) -> None:
         before = await cluster.image(name)
+        _check_failed(before)
         at = _now()
         await cluster.annotate_image(name, {RETRY_AT: at})
         typer.echo(f"{name}: asked to try again at {at}")
@@ -116,6 +118,29 @@ def rm(
             await _delete(cluster, obj, timeout_s)
 
     run(place, work, interrupted="images whose deletion was asked for go on going")
+
+
+def _check_ready(obj: Object) -> None:
+    """Raise ImageFailed or WrongState where no copy is there to be hashed."""
+    from shorthorn.commands.image.waiting import raise_failure
+    from shorthorn.kube.resources import BACKING_IMAGE
+
+    image = BACKING_IMAGE.from_object(obj)
+    raise_failure(image)
+    if not image.is_ready:
+        raise errors.WrongState("backing image", image.meta.name, "not ready", "a ready one")
+
+
+def _check_failed(obj: Object) -> None:
+    """Raise WrongState where trying again would do nothing."""
+    from shorthorn.domain.models import CopyState
+    from shorthorn.kube.resources import BACKING_IMAGE
+
+    image = BACKING_IMAGE.from_object(obj)
+    copies = image.status.disk_file_status.values()
+    if image.failure is None and not any(copy.state is CopyState.FAILED for copy in copies):
+        state = "ready, with no copy that failed" if image.is_ready else "not failed"
+        raise errors.WrongState("backing image", image.meta.name, state, "a failure to try again")
 
 
 async def _delete(cluster: Cluster, obj: Object, timeout_s: float) -> None:
