@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 from tests.integration.web_site import Browser, Running, running_site
 
+from shorthorn.domain.image_bytes import VERIFY_AT
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageSpec,
     BackingImageStatus,
     Condition,
     Meta,
+    Volume,
+    VolumeSource,
+    VolumeSpec,
 )
 from shorthorn.web.guard import CONTENT_SECURITY_POLICY
 from shorthorn.web.sessions import SESSION_S
@@ -306,6 +310,46 @@ async def test_what_changed_before_the_stream_is_told_at_its_start(
     async with browser.http.stream("GET", behind) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         assert await next_event(stream.aiter_lines()) == ("list", "")
+
+
+async def test_an_image_is_told_of_its_own_volumes_and_of_no_others(
+    running: Running, browser: Browser
+) -> None:
+    image = await make_image(running)
+    volumes, images = running.registries.volumes, running.registries.images
+    for name, source in (("pvc-ours", VolumeSource(image="golden")), ("pvc-other", VolumeSource())):
+        await volumes.create(Volume(Meta(name), VolumeSpec(name, "n", "p", 1 << 20, source)))
+    await running.until(volumes, lambda: len(volumes.cached()) == 2)
+    url = await stream_of(browser, "/images/golden")
+    async with browser.http.stream("GET", url) as stream:
+        lines = stream.aiter_lines()
+        await volumes.delete("pvc-other")
+        await running.until(volumes, lambda: volumes.find_cached("pvc-other") is None)
+        status = dataclasses.replace(image.status, size_bytes=7 << 20)
+        await images.update_status(dataclasses.replace(image, status=status))
+        assert (await next_event(lines))[0] == "row"
+        await volumes.delete("pvc-ours")
+        assert await next_event(lines) == ("list", "")
+
+
+async def test_parts_of_a_page_have_another_print_when_they_are_others(
+    running: Running, browser: Browser
+) -> None:
+    await make_image(running)
+
+    async def prints() -> dict[str, str]:
+        text = (await browser.http.get("/images/golden")).text
+        return dict(re.findall(r'<div id="(image-[a-z]+)"[^>]* data-print="([^"]+)"', text))
+
+    before = await prints()
+    assert await prints() == before
+    await browser.post("/images/golden/verify")
+    images = running.registries.images
+    await running.until(
+        images, lambda: (i := images.find_cached("golden")) and VERIFY_AT in i.meta.annotations
+    )
+    after = await prints()
+    assert {part for part in before if before[part] != after[part]} == {"image-parameters"}
 
 
 async def test_a_stream_needs_a_session(running: Running) -> None:

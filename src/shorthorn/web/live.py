@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from shorthorn.domain.models import BackingImage
+    from shorthorn.web.watched import Watched
 
 HEARTBEAT_S: Final = 15.0
 #: Changes of so short a time are one event: an import changes three objects at once.
@@ -256,30 +257,36 @@ def _image_feed(site: Site, request: Request) -> Feed:
         pools = {pool.spec.pool_uuid: pool for pool in watched.pools.cached()}
         return image, detail_of(image, watched.copies_of(name), pools, site.rates)
 
-    shown = [_frame(*look())]
+    frame = _frame(*look())
+    copies, volumes = _ours(watched, name)
 
     def react(changes: Changes) -> list[tuple[str, str]]:
-        copies = watched.copies_of(name)
-        is_ours = name in changes["images"] or any(c.meta.name in changes["copies"] for c in copies)
+        nonlocal frame, copies, volumes
+        # What went is no longer of any image, so what was ours before counts as well.
+        copies_before, volumes_before = copies, volumes
+        copies, volumes = _ours(watched, name)
         told: list[tuple[str, str]] = []
-        if is_ours:
+        if name in changes["images"] or changes["copies"] & (copies | copies_before):
             image, detail = look()
-            frame = _frame(image, detail)
-            if frame != shown[0]:
-                shown[0] = frame
+            frame_before, frame = frame, _frame(image, detail)
+            if frame != frame_before:
                 return [("list", "")]
-            text = render(request, "image/status.html", image=detail, is_update=True)
-            told.append(("row", text))
-        for volume_name in changes["volumes"]:
-            volume = watched.volumes.find_cached(volume_name)
-            if volume is None or volume.spec.source.image == name:
-                told.append(("list", ""))
-                break
+            if detail is not None:
+                text = render(request, "image/status.html", image=detail, is_update=True)
+                told.append(("row", text))
+        if changes["volumes"] & (volumes | volumes_before):
+            told.append(("list", ""))
         return told
 
     kinds: dict[str, Registry[Any]] = {"images": watched.images, "copies": watched.copies}
     kinds |= {"volumes": watched.volumes}
     return Feed(kinds, (user_api.IMAGES,), react)
+
+
+def _ours(watched: Watched, image: str) -> tuple[set[str], set[str]]:
+    """Return the names of an image's copies, and of the volumes that were cloned from it."""
+    copies = {copy.meta.name for copy in watched.copies_of(image)}
+    return copies, {volume.meta.name for volume in watched.volumes_of(image)}
 
 
 def _frame(image: BackingImage | None, detail: Detail | None) -> object:

@@ -104,6 +104,24 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 
+// A part of a page that comes anew as it was stays untouched; in another one, what was open is open.
+document.addEventListener("htmx:oobBeforeSwap", (event) => {
+  const { target, fragment } = event.detail;
+  const next = fragment.firstElementChild;
+  if (!next?.dataset.print) return;
+  if (next.dataset.print === target.dataset.print) event.detail.shouldSwap = false;
+  for (const details of target.querySelectorAll("details[id]")) {
+    next.querySelector(`#${CSS.escape(details.id)}`)?.toggleAttribute("open", details.open);
+  }
+});
+// Where what the parts tell of is gone, all of the page says so.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { requestConfig, xhr } = event.detail;
+  if (requestConfig.elt.matches("[data-parts]") && xhr.status === 404) {
+    event.detail.swapOverride = "outerHTML";
+  }
+});
+
 document.addEventListener("htmx:afterSwap", (event) => refresh(event.target));
 document.addEventListener("htmx:oobAfterSwap", (event) => refresh(event.detail.target));
 document.addEventListener("htmx:load", (event) => refresh(event.detail.elt));
