@@ -18,6 +18,11 @@ from shorthorn.domain.models import (
     BackingImageSpec,
     BackingImageStatus,
     Condition,
+    CopyState,
+    DiskFileStatus,
+    ImageCopy,
+    ImageCopySpec,
+    ImageCopyStatus,
     Meta,
     Volume,
     VolumeSource,
@@ -39,11 +44,12 @@ PAGES = [
     "/volumes",
     "/handle",
 ]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 READY = BackingImageStatus(
     uuid="12345678",
     size_bytes=1 << 20,
     virtual_size_bytes=1 << 30,
-    conditions=(Condition("Ready", True, "Ready", "", datetime(2026, 1, 1, tzinfo=UTC)),),
+    conditions=(Condition("Ready", True, "Ready", "", NOW),),
 )
 
 
@@ -350,6 +356,63 @@ async def test_parts_of_a_page_have_another_print_when_they_are_others(
     )
     after = await prints()
     assert {part for part in before if before[part] != after[part]} == {"image-parameters"}
+
+
+async def make_copy(running: Running, status: ImageCopyStatus) -> ImageCopy:
+    copies = running.registries.copies
+    made = await copies.create(
+        ImageCopy(Meta("golden-copy"), ImageCopySpec("golden", "12345678", "n1", "p1", "download"))
+    )
+    made = await copies.update_status(dataclasses.replace(made, status=status))
+    await running.until(copies, lambda: copies.find_cached(made.meta.name) == made)
+    return made
+
+
+@pytest.mark.parametrize("path", ["/", "/images", "/images/golden"])
+async def test_pages_are_told_of_a_transfer_that_stalls(tmp_path: Path, path: str) -> None:
+    async with running_site(tmp_path, stale_s=0.5) as running, running.signed_in() as browser:
+        image = await make_image(running)
+        file = DiskFileStatus(CopyState.IN_PROGRESS, 10)
+        told = Condition("Ready", False, "InProgress", "downloading, 1.5 MiB/s", NOW)
+        moving = BackingImageStatus(disk_file_status={"p1": file}, conditions=(told,))
+        images = running.registries.images
+        await images.update_status(dataclasses.replace(image, status=moving))
+        await running.until(images, lambda: not images.cached()[0].is_ready)
+        status = ImageCopyStatus(CopyState.IN_PROGRESS, 10, 100, 1000, message=told.message)
+        copy = await make_copy(running, status)
+        url = await stream_of(browser, path)
+        async with browser.http.stream("GET", url) as stream:
+            lines = stream.aiter_lines()
+            status = dataclasses.replace(status, bytes_done=200, progress_percent=20)
+            await running.registries.copies.update_status(dataclasses.replace(copy, status=status))
+            data = ""
+            while "nothing has arrived" not in data:
+                name, data = await next_event(lines)
+                assert name == "row"
+
+
+async def test_the_overview_warns_of_what_is_tried_again(
+    running: Running, browser: Browser
+) -> None:
+    image = await make_image(running)
+    message = "the image's source: connection refused; trying again"
+    told = Condition("Ready", False, "Unavailable", message, NOW)
+    file = DiskFileStatus(CopyState.IN_PROGRESS, 0, message)
+    images = running.registries.images
+    status = BackingImageStatus(disk_file_status={"p1": file}, conditions=(told,))
+    await images.update_status(dataclasses.replace(image, status=status))
+    await running.until(images, lambda: not images.cached()[0].is_ready)
+    await make_copy(
+        running, ImageCopyStatus(CopyState.IN_PROGRESS, reason="Unavailable", message=message)
+    )
+    overview = (await browser.http.get("/")).text
+    assert "Nothing moves at the moment." in overview
+    assert "Copy of golden on n1, retrying" in overview
+    assert 'href="/images?state=retrying"' in overview
+    assert "connection refused" in overview
+    detail = (await browser.http.get("/images/golden")).text
+    assert detail.count('<span class="badge retrying">') == 2
+    assert "<progress" not in detail
 
 
 async def test_a_stream_needs_a_session(running: Running) -> None:

@@ -27,7 +27,7 @@ from shorthorn.domain.models import (
     VolumeSource,
     VolumeSpec,
 )
-from shorthorn.web.rates import Rates
+from shorthorn.web.rates import Rates, Speed
 from shorthorn.web.rendering import format_bytes, format_seconds
 from shorthorn.web.views.handle import Reading, read_handle
 from shorthorn.web.views.images import PAGE_ROWS, Query, State, list_images, row_of, shown_url
@@ -54,6 +54,10 @@ def image(
 
 def moving(percent: int) -> dict[str, DiskFileStatus]:
     return {"pool": DiskFileStatus(CopyState.IN_PROGRESS, percent)}
+
+
+def going(message: str) -> tuple[Condition, ...]:
+    return (Condition("Ready", False, "InProgress", message),)
 
 
 def names_of(images: list[BackingImage], **query: str) -> list[str]:
@@ -329,3 +333,41 @@ def test_a_rate_is_seen_from_two_samples() -> None:
     assert (speed.rate, speed.remaining_s) == (100.0, 8.0)
     assert rates.speed_of(at(3, 10)).rate is None  # it began anew
     assert rates.speed_of(at(4, 1000, CopyState.READY)).rate is None
+
+
+def test_a_copy_that_has_not_moved_for_seconds_has_no_speed() -> None:
+    now = [0.0]
+    rates = Rates(None, clock=lambda: now[0], stale_s=5)  # type: ignore[arg-type]
+
+    def seen(done: int, message: str) -> ImageCopy:
+        spec = ImageCopySpec("a", "u", "n", "p", "download")
+        status = ImageCopyStatus(
+            state=CopyState.IN_PROGRESS, bytes_done=done, bytes_total=1000, message=message
+        )
+        copy = ImageCopy(Meta("c"), spec, status)
+        rates.observe("c", copy)
+        return copy
+
+    seen(100, "")
+    now[0] = 1.0
+    seen(200, "")
+    now[0] = 5.5
+    copy = seen(200, "downloading, 1.5 MiB/s")  # told anew, but nothing has arrived
+    assert rates.speed_of(copy).rate == 100.0
+    pending = image("a", disk_file_status=moving(20), conditions=going("downloading, 1.5 MiB/s"))
+    assert row_of(pending, [copy], rates).message == "downloading, 1.5 MiB/s"
+    now[0] = 6.0
+    assert rates.speed_of(copy) == Speed(is_stalled=True)
+    assert row_of(pending, [copy], rates).message == "nothing has arrived for some seconds"
+    waiting = image("a", disk_file_status=moving(20), conditions=going("waiting for bytes"))
+    assert row_of(waiting, [copy], rates).message == "waiting for bytes"
+
+
+def test_what_is_tried_again_is_not_in_progress() -> None:
+    refused = (Condition("Ready", False, "Unavailable", "refused; trying again"),)
+    row = row_of(image("a", disk_file_status=moving(0), conditions=refused), ())
+    assert (row.state, row.message) == (State.RETRYING, "refused; trying again")
+    assert row.progress_percent is None
+    assert names_of([image("a", disk_file_status=moving(0), conditions=refused)], state="retrying")
+    going_on = image("a", disk_file_status=moving(3), conditions=going("downloading"))
+    assert row_of(going_on, ()).state is State.WORKING

@@ -103,7 +103,8 @@ class EventStream(Response):
             for kind, registry in self._feed.kinds.items()
         ]
         try:
-            with contextlib.suppress(OSError):  # the page went away in mid-sentence
+            # OSError: the page went away in mid-sentence.
+            with contextlib.suppress(OSError), self._site.rates.hearing(self._stalled):
                 async for chunk in self._chunks():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -168,6 +169,12 @@ class EventStream(Response):
                 self._pending[kind].add(name)
                 self._wake.set()
 
+    def _stalled(self, copy_name: str) -> None:
+        """Have the page told of a copy that did not change, whose speed is no longer true."""
+        if "copies" in self._pending:
+            self._pending["copies"].add(copy_name)
+            self._wake.set()
+
     async def _gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -208,7 +215,7 @@ def _images_feed(site: Site, request: Request) -> Feed:
 
     def look() -> None:
         images = watched.images.cached()
-        listing = list_images(images, watched.copies_by_image(), query)
+        listing = list_images(images, watched.copies_by_image(), query, site.rates)
         shown.rows = {row.name for row in listing.rows}
         shown.matching = {image.meta.name for image in images if is_match(image, query)}
         shown.all = {image.meta.name for image in images}
@@ -232,7 +239,7 @@ def _images_feed(site: Site, request: Request) -> Feed:
         for name in sorted(names & shown.rows):
             image = watched.images.find_cached(name)
             if image is not None:
-                row = row_of(image, watched.copies_of(name))
+                row = row_of(image, watched.copies_of(name), site.rates)
                 rows.append(render(request, "images/row.html", row=row, is_update=True))
         if rows:
             told.append(("row", "".join(rows)))

@@ -24,7 +24,9 @@ async def show(request: Request) -> Response:
     watched = site.watched
     images = watched.images.cached()
     mark = mark_of(images, watched.copies.cached())
-    listing = list_images(images, watched.copies_by_image(), Query.read(request.query_params))
+    listing = list_images(
+        images, watched.copies_by_image(), Query.read(request.query_params), site.rates
+    )
     return page(
         request,
         "images/page.html",
