@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from shorthorn.kube import user_api
 from shorthorn.web.site import page, session_of, site_of
-from shorthorn.web.views.images import SOURCE_WORDS, Query, State, list_images
+from shorthorn.web.views.images import SORT_WORDS, SOURCE_WORDS, Query, State, list_images
 from shorthorn.web.watched import mark_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ async def show(request: Request) -> Response:
         mark=mark,
         states=list(State),
         sources=SOURCE_WORDS,
+        sorts=SORT_WORDS,
         may_create=await site.access.may(session, "create", user_api.IMAGES),
     )
 

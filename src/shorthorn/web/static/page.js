@@ -107,6 +107,9 @@ document.addEventListener("visibilitychange", () => {
 // A part of a page that comes anew as it was stays untouched; in another one, what was open is open.
 document.addEventListener("htmx:oobBeforeSwap", (event) => {
   const { target, fragment } = event.detail;
+  if (fragment.id === "count" && fragment.innerHTML === target.innerHTML) {
+    event.detail.shouldSwap = false; // it would be announced once more
+  }
   const next = fragment.firstElementChild;
   if (!next?.dataset.print) return;
   if (next.dataset.print === target.dataset.print) event.detail.shouldSwap = false;

@@ -30,6 +30,20 @@ _GOING_WELL: Final = ("InProgress", "Pending")
 _STALLED: Final = "nothing has arrived for some seconds"
 
 
+SORT_WORDS: Final[Mapping[str, str]] = {
+    "name": "Name",
+    "state": "State",
+    "size": "Size",
+    "virtual": "Virtual size",
+    "allocated": "Allocated",
+    "shared": "Shared",
+    "source": "Source",
+    "copies": "Copies",
+    "age": "Age",
+}
+"""By the keys of `SORT_KEYS`."""
+
+
 class State(StrEnum):
     """One word for an image, of its conditions and copies."""
 
@@ -85,13 +99,17 @@ class Query:
             page=max(1, int(page)) if page.isascii() and page.isdecimal() and len(page) < 7 else 1,
         )
 
-    def url(self, **changes: Any) -> str:
-        """Return the query string of this query with changes; defaults are left out."""
+    def fields(self, **changes: Any) -> dict[str, str]:
+        """Return the fields of this query with changes; defaults are left out."""
         values = {"q": self.text, "state": self.state, "source": self.source}
         values |= {"sort": self.sort, "page": str(self.page)}
         values |= {key: str(value) for key, value in changes.items()}
         plain = {"q": "", "state": "", "source": "", "sort": "name", "page": "1"}
-        kept = {key: value for key, value in values.items() if value != plain[key]}
+        return {key: value for key, value in values.items() if value != plain[key]}
+
+    def url(self, **changes: Any) -> str:
+        """Return the query string of this query with changes; defaults are left out."""
+        kept = self.fields(**changes)
         return f"?{urlencode(kept)}" if kept else "?"
 
     def sort_url(self, key: str) -> str:
@@ -119,8 +137,13 @@ class Listing:
         return max(1, -(-self.matching // PAGE_ROWS))
 
     @property
-    def first(self) -> int:
-        return (self.query.page - 1) * PAGE_ROWS + 1 if self.rows else 0
+    def page(self) -> int:
+        return self.query.page
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """What a link to another page of the list says besides its number."""
+        return self.query.fields(page=1)
 
 
 def list_images(

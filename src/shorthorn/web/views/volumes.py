@@ -6,7 +6,7 @@ Owns: what a row says, and in which words a volume's origin is told. Pure. Calle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -60,6 +60,11 @@ class Listing:
     total: int
     snapshots: Sequence[SnapshotRow]
     snapshots_matching: int
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """What a link to another page of the list says besides its number."""
+        return {"q": self.text} if self.text else {}
 
     @property
     def pages(self) -> int:
