@@ -99,3 +99,45 @@ async def test_handles_good_and_bad(visitor: Visitor, images: Images) -> None:
     await expect(page.get_by_text("cannot be used")).to_be_visible()
     await page.get_by_role("button", name="Check").click()
     await expect(page.get_by_text("cannot be used")).to_be_visible()
+
+
+async def test_no_verdict_stays_beside_another_text(visitor: Visitor, images: Images) -> None:
+    visitor.expect_complaint("status of 400", "Response Status Error Code 400")
+    visitor.expect_complaint("ERR_FAILED", "htmx:sendError", "htmx:afterRequest")
+    images.make("judged")
+    page = await visitor.go("/handle")
+    handle = page.get_by_label("Handle", exact=True)
+    verdict = page.get_by_text("names something")
+    problem = page.get_by_role("region", name="What the handle means").get_by_role("alert")
+    good = "bi://backing?backingImageDataSourceType=download&backingImage=judged"
+    await handle.fill(good)
+    await expect(verdict).to_be_visible()
+
+    await page.route("**/handle", lambda route: None)
+    await handle.fill("garbage")
+    await expect(verdict).to_have_count(0)  # though nobody has answered
+    await page.unroute("**/handle")
+    await page.route("**/handle", lambda route: route.abort())
+    await page.get_by_role("button", name="Check").click()
+    await expect(problem).to_contain_text("Nobody answered")
+    await page.unroute("**/handle")
+
+    await handle.fill(good)
+    await expect(verdict).to_be_visible()
+    await expect(problem).to_have_count(0)
+    await handle.fill("x" * 300_000)
+    await expect(problem).to_contain_text("bytes are read")
+    await expect(verdict).to_have_count(0)
+
+
+async def test_a_check_of_an_address_that_fails_says_so(visitor: Visitor, images: Images) -> None:
+    visitor.expect_complaint("status of 503", "Response Status Error Code 503")
+    served = images.serve(disk(), name="seen.img")
+    page = await visitor.go("/images/new")
+    url = page.get_by_label("URL")
+    await url.fill(served.url)
+    await expect(page.locator("#checked")).to_contain_text("Reachable")
+    await page.route("**/check-url", lambda route: route.fulfill(status=503, body=""))
+    await url.fill(f"{served.url}2")
+    await expect(page.locator("#checked").get_by_role("alert")).to_contain_text("answered 503")
+    await expect(page.locator("#checked")).not_to_contain_text("Reachable")
