@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from playwright.async_api import expect
 from tests.browser.chromium import Visitor
-from tests.browser.scenery import MIB, Images, disk
+from tests.browser.scenery import MIB, Images, disk, has_condition
 from tests.fakes.image_server import Behaviour
-from tests.integration.service_api import Namespace
+from tests.integration.service_api import SYSTEM, Namespace
 
 
 async def test_a_volume_appears_and_its_snapshot_is_restored(
@@ -95,6 +95,13 @@ async def test_handles_good_and_bad(visitor: Visitor, images: Images) -> None:
         f"bi://backing?backingImageDataSourceType=download&backingImage=soon&url={url}"
     )
     await expect(page.get_by_text("made on demand")).to_be_visible()
+    images.begin("unfit", images.serve(b"", Behaviour(status=404)).url)
+    images.api.wait("BackingImage", SYSTEM, "unfit", lambda i: has_condition(i, "Failed"))
+    await handle.fill("bi://backing?backingImageDataSourceType=download&backingImage=unfit")
+    await expect(page.get_by_text("exists, not usable")).to_be_visible()
+    kind = "backingImageDataSourceType=export-from-volume"
+    await handle.fill(f"bi://backing?{kind}&backingImage=new&volume-name=pvc-x&export-type=raw")
+    await expect(page.get_by_text("no volume pvc-x")).to_be_visible()
     await handle.fill("bi:/x")
     await expect(page.get_by_text("cannot be used")).to_be_visible()
     await page.get_by_role("button", name="Check").click()

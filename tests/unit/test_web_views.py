@@ -23,9 +23,11 @@ from shorthorn.domain.models import (
     Meta,
     Snapshot,
     SnapshotSpec,
+    SnapshotStatus,
     Volume,
     VolumeSource,
     VolumeSpec,
+    VolumeState,
 )
 from shorthorn.web.rates import Rates, Speed
 from shorthorn.web.rendering import format_bytes, format_seconds
@@ -241,8 +243,17 @@ def test_a_quantity_holds_the_bytes(size: int, text: str) -> None:
 
 def reading(text: str, *images: BackingImage) -> Reading:
     known = {i.meta.name: i for i in images}
-    kept = Snapshot(Meta("s1"), SnapshotSpec("s1", "pvc-1", "n", "p"))
-    return read_handle(text, known.get, {"s1": kept}.get)
+    kept = [
+        Snapshot(Meta(name), SnapshotSpec(name, "pvc-1", "n", "p"), SnapshotStatus(state))
+        for name, state in (
+            ("s1", VolumeState.READY),
+            ("s2", VolumeState.PENDING),
+            ("s3", VolumeState.FAILED),
+        )
+    ]
+    snapshots = {s.meta.name: s for s in kept}
+    volume = Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1))
+    return read_handle(text, known.get, snapshots.get, {"pvc-1": volume}.get)
 
 
 def test_a_handle_of_an_image_that_exists_is_fine() -> None:
@@ -254,6 +265,25 @@ def test_a_handle_that_contradicts_its_image_is_wrong() -> None:
     found = reading(handle("golden"), image("golden", source="upload"))
     assert found.verdict == "wrong"
     assert "different" in found.summary
+
+
+def test_what_exists_and_cannot_be_used_is_not_fine() -> None:
+    assert reading(handle("golden"), image("golden", conditions=FAILED)).verdict == "unusable"
+    assert reading(handle("golden"), image("golden", disk_file_status=moving(3))).verdict == (
+        "not-yet"
+    )
+
+
+def test_an_export_needs_a_volume_that_exists() -> None:
+    def export(volume: str) -> str:
+        kind = "backingImageDataSourceType=export-from-volume"
+        return f"bi://backing?{kind}&backingImage=new&volume-name={volume}&export-type=raw"
+
+    assert reading(export("pvc-1")).verdict == "on-demand"
+    missing = reading(export("pvc-x"))
+    assert (missing.verdict, "no volume pvc-x" in missing.summary) == ("wrong", True)
+    nobody_says = read_handle(export("pvc-x"), lambda _: None, lambda _: None, None)
+    assert (nobody_says.verdict, "your rights" in nobody_says.summary) == ("on-demand", True)
 
 
 def test_a_complete_handle_of_no_image_is_made_on_demand() -> None:
@@ -271,6 +301,8 @@ def test_traps_are_warned_of() -> None:
     ("text", "verdict"),
     [
         ("snap://pvc-1/s1", "ok"),
+        ("snap://pvc-1/s2", "not-yet"),
+        ("snap://pvc-1/s3", "unusable"),
         ("snap://pvc-2/s1", "wrong"),
         ("snap://x", "wrong"),
         ("?", "wrong"),
