@@ -16,11 +16,18 @@ async def test_a_volume_appears_and_its_snapshot_is_restored(
     own.claim("data", "64Mi", volumeMode="Block")
     volume = own.volume_of("data")["spec"]["csi"]["volumeHandle"]
     await expect(page.get_by_role("rowheader", name=volume)).to_be_visible()
+    await expect(page.get_by_role("rowheader", name=f"{own.name}/data")).to_be_visible()
 
     own.snapshot_class("snap", type="snap")
     own.snapshot("kept", claim="data", cls=f"{own.name}-snap")
     own.ready("kept")
     await expect(page.get_by_role("link", name="Restore", exact=False)).to_be_visible()
+    await page.get_by_label("Claim, id or origin").fill(f"{own.name}/kept")
+    snapshot = page.get_by_role("rowheader", name=f"VolumeSnapshot {own.name}/kept")
+    await expect(snapshot).to_be_visible()
+    await page.get_by_label("Claim, id or origin").fill(f"{own.name}/data")
+    named = page.get_by_role("rowheader", name=f"{volume} Claim {own.name}/data")
+    await expect(named).to_be_visible()
     await page.get_by_role("link", name="Restore", exact=False).click()
     await page.get_by_label("Name of the claim").fill("restored")
     await page.get_by_label("Namespace").fill(own.name)
@@ -49,6 +56,7 @@ async def test_an_image_becomes_a_volume(visitor: Visitor, images: Images, own: 
     volume = own.volume_of("golden")["spec"]["csi"]["volumeHandle"]
     await page.get_by_role("link", name="Volumes").last.click()
     await expect(page.get_by_role("rowheader", name=volume)).to_be_visible()
+    await expect(page.get_by_role("rowheader", name=f"{own.name}/golden")).to_be_visible()
     own.api.delete("VolumeSnapshotContent", "", "golden")
 
 

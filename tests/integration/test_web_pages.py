@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.web_site import Browser, Running, running_site
@@ -27,7 +28,11 @@ from shorthorn.domain.models import (
     Volume,
     VolumeSource,
     VolumeSpec,
+    VolumeState,
+    VolumeStatus,
 )
+from shorthorn.kube import user_api
+from shorthorn.web import live
 from shorthorn.web.guard import CONTENT_SECURITY_POLICY
 from shorthorn.web.sessions import SESSION_S
 
@@ -356,6 +361,80 @@ async def test_parts_of_a_page_have_another_print_when_they_are_others(
     )
     after = await prints()
     assert {part for part in before if before[part] != after[part]} == {"image-parameters"}
+
+
+async def test_volumes_have_their_claims_names_on_pages_and_in_streams(
+    running: Running, browser: Browser
+) -> None:
+    volumes = running.registries.volumes
+    made = await volumes.create(Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1 << 20)))
+    ready = dataclasses.replace(made, status=VolumeStatus(VolumeState.READY))
+    made = await volumes.update_status(ready)
+    await running.until(volumes, lambda: volumes.find_cached("pvc-1") == made)
+    url = await stream_of(browser, "/volumes")
+    async with browser.http.stream("GET", url) as stream:
+        lines = stream.aiter_lines()
+        await make_persistent_volume(running, "pvc-1", claim="data")
+        status = dataclasses.replace(made.status, allocated_bytes=7 << 20)
+        await volumes.update_status(dataclasses.replace(made, status=status))
+        name, data = await next_event(lines)
+        assert (name, "default/data" in data) == ("row", True)
+    page = await browser.http.get("/volumes", params={"q": "default/data"})
+    assert 'id="volume-pvc-1"' in page.text
+    form = await browser.http.get("/images/new", params={"from": "export"})
+    assert '<option value="pvc-1" label="pvc-1, claim default/data">' in form.text
+
+
+async def test_a_claim_that_comes_after_its_volume_is_on_the_page_by_itself(
+    running: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.5)
+    volumes = running.registries.volumes
+    await volumes.create(Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1 << 20)))
+    await running.until(volumes, lambda: volumes.cached())
+    url = await stream_of(browser, "/volumes")
+    async with browser.http.stream("GET", url) as stream:
+        await make_persistent_volume(running, "pvc-1", claim="data")
+        name, data = await next_event(stream.aiter_lines())
+        assert (name, "default/data" in data) == ("row", True)
+
+
+async def test_claims_that_the_user_may_not_list_are_not_shown(
+    running: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = running.registries.volumes
+    await volumes.create(Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1 << 20)))
+    await running.until(volumes, lambda: volumes.cached())
+    await make_persistent_volume(running, "pvc-1", claim="data")
+    may_list = running.site.access.api.list
+
+    async def list_(token: str, kind: user_api.Resource, **selection: Any) -> Any:
+        if kind is user_api.PERSISTENT_VOLUMES:
+            raise user_api.Refused(403, "Forbidden", "no")
+        return await may_list(token, kind, **selection)
+
+    monkeypatch.setattr(running.site.access.api, "list", list_)
+    page = (await browser.http.get("/volumes")).text
+    assert 'id="volume-pvc-1"' in page
+    assert "default/data" not in page
+    assert "your rights do not include listing: PersistentVolume." in page
+    assert 'id="volume-pvc-1"' not in (await browser.http.get("/volumes?q=default/data")).text
+
+
+async def make_persistent_volume(running: Running, handle: str, *, claim: str) -> None:
+    body = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": handle},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Mi"},
+            "claimRef": {"namespace": "default", "name": claim},
+            "csi": {"driver": "driver.longhorn.io", "volumeHandle": handle},
+        },
+    }
+    path = user_api.PERSISTENT_VOLUMES.path()
+    await running.site.access.api.request(running.token, "POST", path, body=body)
 
 
 async def make_copy(running: Running, status: ImageCopyStatus) -> ImageCopy:

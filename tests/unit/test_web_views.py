@@ -35,7 +35,8 @@ from shorthorn.web.views.handle import Reading, read_handle
 from shorthorn.web.views.images import PAGE_ROWS, Query, State, list_images, row_of, shown_url
 from shorthorn.web.views.manifests import Names, handle_of, objects_for, quantity, to_yaml
 from shorthorn.web.views.users import Cluster, users_of
-from shorthorn.web.views.volumes import list_volumes
+from shorthorn.web.views.volumes import Names as VolumeNames
+from shorthorn.web.views.volumes import list_volumes, read_names
 from shorthorn.web.watched import mark_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -318,14 +319,45 @@ def test_other_handles_are_judged(text: str, verdict: str) -> None:
 def test_volumes_tell_their_origin() -> None:
     volume = Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1, VolumeSource(image="golden")))
     kept = Snapshot(Meta("s1"), SnapshotSpec("s1", "pvc-1", "n", "p"))
-    listing = list_volumes([volume], [kept], "", 1)
+    listing = list_volumes([volume], [kept], "", 1, VolumeNames())
     assert (listing.volumes[0].origin, listing.volumes[0].origin_link) == (
         "image golden",
         "/images/golden",
     )
     assert listing.snapshots[0].handle == "snap://pvc-1/s1"
-    assert list_volumes([volume], [kept], "nothing", 1).matching == 0
-    assert list_volumes([volume], [kept], "golden", 1).matching == 1
+    assert list_volumes([volume], [kept], "nothing", 1, VolumeNames()).matching == 0
+    assert list_volumes([volume], [kept], "golden", 1, VolumeNames()).matching == 1
+
+
+def test_volumes_and_snapshots_have_the_names_that_people_gave_them() -> None:
+    def content(name: str, **source: str) -> dict[str, Any]:
+        ref = {"namespace": "apps", "name": name}
+        status = {"snapshotHandle": "snap://pvc-1/s1"}
+        return {"spec": {"source": source, "volumeSnapshotRef": ref}, "status": status}
+
+    pv = {
+        "spec": {
+            "csi": {"volumeHandle": "pvc-1"},
+            "claimRef": {"namespace": "apps", "name": "data"},
+        }
+    }
+    others: list[dict[str, Any]] = [
+        {"spec": {"hostPath": {}}},
+        {"spec": {"csi": {"volumeHandle": "pvc-9"}}},
+    ]
+    taken = content("kept", volumeHandle="pvc-1")
+    restored = content("restored", snapshotHandle="snap://pvc-1/s1")
+    foreign = {"spec": {"source": {"snapshotHandle": "x"}, "volumeSnapshotRef": {"name": "y"}}}
+    names = read_names([pv, *others], [taken, restored, foreign])
+    assert (names.claims, names.snapshots) == ({"pvc-1": "apps/data"}, {"s1": "apps/kept"})
+
+    volume = Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1))
+    kept = Snapshot(Meta("s1"), SnapshotSpec("s1", "pvc-1", "n", "p"))
+    listing = list_volumes([volume], [kept], "apps/data", 1, names)
+    assert [row.claim for row in listing.volumes] == ["apps/data"]
+    assert [(row.named, row.claim) for row in listing.snapshots] == [("apps/kept", "apps/data")]
+    by_name = list_volumes([volume], [kept], "apps/kept", 1, names)
+    assert (by_name.matching, by_name.snapshots_matching) == (0, 1)
 
 
 @pytest.mark.parametrize(
