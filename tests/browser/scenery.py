@@ -109,6 +109,11 @@ class Images:
         self.begin(name, self.serve(content, name=f"{name}.img").url, **spec)
         return self.ready(name)
 
+    def remove(self, name: str) -> None:
+        """Delete an image and wait until it is gone."""
+        self.api.delete("BackingImage", SYSTEM, name)
+        self.api.wait_gone("BackingImage", SYSTEM, name)
+
     def remove_all(self) -> None:
         self._servers.close()
         new = {i["metadata"]["name"] for i in self.api.list("BackingImage")} - self._before

@@ -96,3 +96,42 @@ async def test_a_failed_image_is_tried_again(visitor: Visitor, images: Images) -
     await page.get_by_role("button", name="Try again").click()
     await expect(page.locator(".state-line")).to_contain_text("ready")
     images.ready("late")
+
+
+async def test_what_is_open_and_focused_stays_so_when_the_page_changes(
+    visitor: Visitor, images: Images, own: Namespace
+) -> None:
+    images.make("watched", disk(32 * MIB))
+    own.claim("other", "64Mi", volumeMode="Block")
+    own.bound("other")
+    page = await visitor.go("/images/watched")
+    summary = page.get_by_text("PersistentVolumeClaim", exact=True)
+    await summary.click()
+    await expect(summary).to_be_focused()
+    details = page.locator("details[open]")
+    await expect(details).to_have_count(2)
+    await summary.evaluate("element => { window.summary = element; }")
+    scrolled = await page.evaluate("window.scrollY")
+
+    volume = own.volume_of("other")["metadata"]["name"]
+    own.delete_claim("other")
+    own.api.wait_gone("PersistentVolume", "", volume)
+    patch = {"metadata": {"annotations": {"shorthorn.io/verify-at": "2026-01-01T00:00:00Z"}}}
+    own.api.merge("BackingImage", SYSTEM, "watched", patch)
+    parameters = page.get_by_role("region", name="Parameters")
+    await expect(parameters).to_contain_text("Verification asked for")
+    await expect(details).to_have_count(2)
+    await expect(summary).to_be_focused()
+    assert await page.evaluate("window.summary.isConnected")
+    assert await page.evaluate("window.scrollY") == scrolled
+
+
+async def test_an_image_that_goes_elsewhere_is_gone_from_its_page(
+    visitor: Visitor, images: Images
+) -> None:
+    visitor.expect_complaint("status of 404", "404")
+    images.make("leaving")
+    page = await visitor.go("/images/leaving")
+    await expect(page.locator(".state-line")).to_contain_text("ready")
+    images.api.delete("BackingImage", SYSTEM, "leaving")
+    await expect(page.get_by_role("heading", name="Not found")).to_be_visible()

@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
-from playwright.async_api import Locator, expect
-from tests.browser.chromium import Visitor
-from tests.browser.scenery import MIB, Images, disk, manifest, qcow2
+import pytest
+from playwright.async_api import Browser, Locator, StorageState, expect
+from tests.browser.chromium import Visitor, visiting
+from tests.browser.scenery import MIB, Images, disk, manifest, qcow2, url_of
 from tests.fakes.image_server import Behaviour
+from tests.integration.daemon_process import ServiceProcess
 from tests.integration.kubectl import Kubectl
 from tests.integration.service_api import SYSTEM
 
@@ -58,6 +60,62 @@ async def test_filter_and_sort(visitor: Visitor, images: Images, tmp_path: Path)
     await expect(page.get_by_label("State")).to_have_value("ready")
     await page.reload()
     await expect(names(visitor)).to_have_text(["alpha", "beta"])
+
+
+@pytest.mark.parametrize("has_scripts", [True, False])
+async def test_a_phone_sorts_by_a_field_and_has_no_hidden_tab_stops(
+    browser: Browser,
+    service: ServiceProcess,
+    signed_in: StorageState,
+    images: Images,
+    has_scripts: bool,
+) -> None:
+    images.make("first", disk(8 * MIB))
+    images.make("second", disk(4 * MIB))
+    size = {"width": 360, "height": 740}
+    options = {"viewport": size, "storage_state": signed_in, "java_script_enabled": has_scripts}
+    async with visiting(browser, url_of(service), **options) as visitor:
+        page = await visitor.go("/images")
+        await expect(names(visitor)).to_have_text(["first", "second"])
+        await expect(page.locator("thead a:visible")).to_have_count(0)
+        await page.get_by_label("Sort by").select_option("Size")
+        if not has_scripts:
+            await page.get_by_role("button", name="Filter").click()
+        await expect(names(visitor)).to_have_text(["second", "first"])
+        await page.get_by_label("Sort by").select_option("Name, descending")
+        if not has_scripts:
+            await page.get_by_role("button", name="Filter").click()
+        await expect(names(visitor)).to_have_text(["second", "first"])
+        await expect(page.get_by_label("Sort by")).to_have_value("-name")
+        await expect(page.get_by_role("columnheader", name="Name")).to_have_attribute(
+            "aria-sort", "descending"
+        )
+        links = page.get_by_role("navigation", name="Main").get_by_role("link")
+        boxes = [await link.bounding_box() for link in await links.all()]
+        assert len({box["y"] for box in boxes if box}) == 1
+
+
+async def test_what_a_filter_found_is_announced(visitor: Visitor, images: Images) -> None:
+    images.make("heard")
+    images.make("unheard")
+    page = await visitor.go("/images")
+    count = page.get_by_role("status").filter(has_text="2 images")
+    await count.evaluate("element => { window.count = element; }")
+    await page.get_by_label("Name or source").fill("unh")
+    await expect(page.get_by_text("1 of 2 images")).to_be_visible()
+    images.remove("heard")
+    await expect(page.get_by_text("1 image", exact=True)).to_be_visible()
+    assert await page.evaluate("window.count.isConnected && window.count.textContent") == "1 image"
+
+
+async def test_a_column_says_what_shared_means(visitor: Visitor, images: Images) -> None:
+    images.make("sharing")
+    page = await visitor.go("/images")
+    heading = page.get_by_role("columnheader", name="Shared")
+    await expect(heading).to_have_attribute("title", re.compile("other files use as well"))
+    for path in ("/images", "/images/sharing"):
+        await visitor.go(path)
+        await expect(page.get_by_text("they take room once")).to_be_visible()
 
 
 async def test_an_image_made_elsewhere_appears_moves_and_goes(

@@ -7,10 +7,10 @@ import re
 
 from playwright.async_api import expect
 from tests.browser.chromium import Visitor
-from tests.browser.scenery import MIB, Images, disk
+from tests.browser.scenery import MIB, Images, disk, has_condition
 from tests.fakes.image_server import Behaviour
 from tests.integration.daemon_process import ServiceProcess
-from tests.integration.service_api import Namespace
+from tests.integration.service_api import SYSTEM, Namespace
 
 
 async def test_a_volume_appears_and_its_snapshot_is_restored(
@@ -20,11 +20,18 @@ async def test_a_volume_appears_and_its_snapshot_is_restored(
     own.claim("data", "64Mi", volumeMode="Block")
     volume = own.volume_of("data")["spec"]["csi"]["volumeHandle"]
     await expect(page.get_by_role("rowheader", name=volume)).to_be_visible()
+    await expect(page.get_by_role("rowheader", name=f"{own.name}/data")).to_be_visible()
 
     own.snapshot_class("snap", type="snap")
     own.snapshot("kept", claim="data", cls=f"{own.name}-snap")
     own.ready("kept")
     await expect(page.get_by_role("link", name="Restore", exact=False)).to_be_visible()
+    await page.get_by_label("Claim, id or origin").fill(f"{own.name}/kept")
+    snapshot = page.get_by_role("rowheader", name=f"VolumeSnapshot {own.name}/kept")
+    await expect(snapshot).to_be_visible()
+    await page.get_by_label("Claim, id or origin").fill(f"{own.name}/data")
+    named = page.get_by_role("rowheader", name=f"{volume} Claim {own.name}/data")
+    await expect(named).to_be_visible()
     await page.get_by_role("link", name="Restore", exact=False).click()
     await page.get_by_label("Name of the claim").fill("restored")
     await page.get_by_label("Namespace").fill(own.name)
@@ -60,6 +67,7 @@ async def test_an_image_becomes_a_volume(visitor: Visitor, images: Images, own: 
     volume = own.volume_of("golden")["spec"]["csi"]["volumeHandle"]
     await page.get_by_role("link", name="Volumes").last.click()
     await expect(page.get_by_role("rowheader", name=volume)).to_be_visible()
+    await expect(page.get_by_role("rowheader", name=f"{own.name}/golden")).to_be_visible()
     own.api.delete("VolumeSnapshotContent", "", "golden")
 
 
@@ -140,7 +148,56 @@ async def test_handles_good_and_bad(visitor: Visitor, images: Images) -> None:
         f"bi://backing?backingImageDataSourceType=download&backingImage=soon&url={url}"
     )
     await expect(page.get_by_text("made on demand")).to_be_visible()
+    images.begin("unfit", images.serve(b"", Behaviour(status=404)).url)
+    images.api.wait("BackingImage", SYSTEM, "unfit", lambda i: has_condition(i, "Failed"))
+    await handle.fill("bi://backing?backingImageDataSourceType=download&backingImage=unfit")
+    await expect(page.get_by_text("exists, not usable")).to_be_visible()
+    kind = "backingImageDataSourceType=export-from-volume"
+    await handle.fill(f"bi://backing?{kind}&backingImage=new&volume-name=pvc-x&export-type=raw")
+    await expect(page.get_by_text("no volume pvc-x")).to_be_visible()
     await handle.fill("bi:/x")
     await expect(page.get_by_text("cannot be used")).to_be_visible()
     await page.get_by_role("button", name="Check").click()
     await expect(page.get_by_text("cannot be used")).to_be_visible()
+
+
+async def test_no_verdict_stays_beside_another_text(visitor: Visitor, images: Images) -> None:
+    visitor.expect_complaint("status of 400", "Response Status Error Code 400")
+    visitor.expect_complaint("ERR_FAILED", "htmx:sendError", "htmx:afterRequest")
+    images.make("judged")
+    page = await visitor.go("/handle")
+    handle = page.get_by_label("Handle", exact=True)
+    verdict = page.get_by_text("names something")
+    problem = page.get_by_role("region", name="What the handle means").get_by_role("alert")
+    good = "bi://backing?backingImageDataSourceType=download&backingImage=judged"
+    await handle.fill(good)
+    await expect(verdict).to_be_visible()
+
+    await page.route("**/handle", lambda route: None)
+    await handle.fill("garbage")
+    await expect(verdict).to_have_count(0)  # though nobody has answered
+    await page.unroute("**/handle")
+    await page.route("**/handle", lambda route: route.abort())
+    await page.get_by_role("button", name="Check").click()
+    await expect(problem).to_contain_text("Nobody answered")
+    await page.unroute("**/handle")
+
+    await handle.fill(good)
+    await expect(verdict).to_be_visible()
+    await expect(problem).to_have_count(0)
+    await handle.fill("x" * 300_000)
+    await expect(problem).to_contain_text("bytes are read")
+    await expect(verdict).to_have_count(0)
+
+
+async def test_a_check_of_an_address_that_fails_says_so(visitor: Visitor, images: Images) -> None:
+    visitor.expect_complaint("status of 503", "Response Status Error Code 503")
+    served = images.serve(disk(), name="seen.img")
+    page = await visitor.go("/images/new")
+    url = page.get_by_label("URL")
+    await url.fill(served.url)
+    await expect(page.locator("#checked")).to_contain_text("Reachable")
+    await page.route("**/check-url", lambda route: route.fulfill(status=503, body=""))
+    await url.fill(f"{served.url}2")
+    await expect(page.locator("#checked").get_by_role("alert")).to_contain_text("answered 503")
+    await expect(page.locator("#checked")).not_to_contain_text("Reachable")

@@ -22,6 +22,7 @@ from shorthorn.domain.errors import (
     WrongState,
 )
 from shorthorn.domain.models import ImageFormat, ImageKey, VolumeSource
+from shorthorn.engines.catalogue import subdirectories
 from shorthorn.engines.layout import Layout
 from shorthorn.engines.local import LocalEngine
 from shorthorn.engines.records import PoolJson
@@ -311,3 +312,13 @@ async def test_a_volume_that_comes_and_goes_is_never_called_damaged(engine: Loca
         await engine.delete_volume("v")
     is_over = True
     await asyncio.gather(*lookers)
+
+
+def test_a_list_of_directories_left_half_way_keeps_none_open(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    left = iter(subdirectories(tmp_path))
+    assert next(left).startswith(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(subdirectories(tmp_path / "gone")) == []

@@ -8,17 +8,31 @@ import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.web_site import Browser, Running, running_site
 
+from shorthorn.domain.image_bytes import VERIFY_AT
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageSpec,
     BackingImageStatus,
     Condition,
+    CopyState,
+    DiskFileStatus,
+    ImageCopy,
+    ImageCopySpec,
+    ImageCopyStatus,
     Meta,
+    Volume,
+    VolumeSource,
+    VolumeSpec,
+    VolumeState,
+    VolumeStatus,
 )
+from shorthorn.kube import user_api
+from shorthorn.web import live
 from shorthorn.web.guard import CONTENT_SECURITY_POLICY
 from shorthorn.web.sessions import SESSION_S
 
@@ -35,11 +49,12 @@ PAGES = [
     "/volumes",
     "/handle",
 ]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 READY = BackingImageStatus(
     uuid="12345678",
     size_bytes=1 << 20,
     virtual_size_bytes=1 << 30,
-    conditions=(Condition("Ready", True, "Ready", "", datetime(2026, 1, 1, tzinfo=UTC)),),
+    conditions=(Condition("Ready", True, "Ready", "", NOW),),
 )
 
 
@@ -297,6 +312,177 @@ async def test_what_changed_before_the_stream_is_told_at_its_start(
     async with browser.http.stream("GET", behind) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         assert await next_event(stream.aiter_lines()) == ("list", "")
+
+
+async def test_an_image_is_told_of_its_own_volumes_and_of_no_others(
+    running: Running, browser: Browser
+) -> None:
+    image = await make_image(running)
+    volumes, images = running.registries.volumes, running.registries.images
+    for name, source in (("pvc-ours", VolumeSource(image="golden")), ("pvc-other", VolumeSource())):
+        await volumes.create(Volume(Meta(name), VolumeSpec(name, "n", "p", 1 << 20, source)))
+    await running.until(volumes, lambda: len(volumes.cached()) == 2)
+    url = await stream_of(browser, "/images/golden")
+    async with browser.http.stream("GET", url) as stream:
+        lines = stream.aiter_lines()
+        await volumes.delete("pvc-other")
+        await running.until(volumes, lambda: volumes.find_cached("pvc-other") is None)
+        status = dataclasses.replace(image.status, size_bytes=7 << 20)
+        await images.update_status(dataclasses.replace(image, status=status))
+        assert (await next_event(lines))[0] == "row"
+        await volumes.delete("pvc-ours")
+        assert await next_event(lines) == ("list", "")
+
+
+async def test_parts_of_a_page_have_another_print_when_they_are_others(
+    running: Running, browser: Browser
+) -> None:
+    await make_image(running)
+
+    async def prints() -> dict[str, str]:
+        text = (await browser.http.get("/images/golden")).text
+        return dict(re.findall(r'<div id="(image-[a-z]+)"[^>]* data-print="([^"]+)"', text))
+
+    before = await prints()
+    assert await prints() == before
+    await browser.post("/images/golden/verify")
+    images = running.registries.images
+    await running.until(
+        images, lambda: (i := images.find_cached("golden")) and VERIFY_AT in i.meta.annotations
+    )
+    after = await prints()
+    assert {part for part in before if before[part] != after[part]} == {"image-parameters"}
+
+
+async def test_volumes_have_their_claims_names_on_pages_and_in_streams(
+    running: Running, browser: Browser
+) -> None:
+    volumes = running.registries.volumes
+    made = await volumes.create(Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1 << 20)))
+    ready = dataclasses.replace(made, status=VolumeStatus(VolumeState.READY))
+    made = await volumes.update_status(ready)
+    await running.until(volumes, lambda: volumes.find_cached("pvc-1") == made)
+    url = await stream_of(browser, "/volumes")
+    async with browser.http.stream("GET", url) as stream:
+        lines = stream.aiter_lines()
+        await make_persistent_volume(running, "pvc-1", claim="data")
+        status = dataclasses.replace(made.status, allocated_bytes=7 << 20)
+        await volumes.update_status(dataclasses.replace(made, status=status))
+        name, data = await next_event(lines)
+        assert (name, "default/data" in data) == ("row", True)
+    page = await browser.http.get("/volumes", params={"q": "default/data"})
+    assert 'id="volume-pvc-1"' in page.text
+    form = await browser.http.get("/images/new", params={"from": "export"})
+    assert '<option value="pvc-1" label="pvc-1, claim default/data">' in form.text
+
+
+async def test_a_claim_that_comes_after_its_volume_is_on_the_page_by_itself(
+    running: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "HEARTBEAT_S", 0.5)
+    volumes = running.registries.volumes
+    await volumes.create(Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1 << 20)))
+    await running.until(volumes, lambda: volumes.cached())
+    url = await stream_of(browser, "/volumes")
+    async with browser.http.stream("GET", url) as stream:
+        await make_persistent_volume(running, "pvc-1", claim="data")
+        name, data = await next_event(stream.aiter_lines())
+        assert (name, "default/data" in data) == ("row", True)
+
+
+async def test_claims_that_the_user_may_not_list_are_not_shown(
+    running: Running, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = running.registries.volumes
+    await volumes.create(Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1 << 20)))
+    await running.until(volumes, lambda: volumes.cached())
+    await make_persistent_volume(running, "pvc-1", claim="data")
+    may_list = running.site.access.api.list
+
+    async def list_(token: str, kind: user_api.Resource, **selection: Any) -> Any:
+        if kind is user_api.PERSISTENT_VOLUMES:
+            raise user_api.Refused(403, "Forbidden", "no")
+        return await may_list(token, kind, **selection)
+
+    monkeypatch.setattr(running.site.access.api, "list", list_)
+    page = (await browser.http.get("/volumes")).text
+    assert 'id="volume-pvc-1"' in page
+    assert "default/data" not in page
+    assert "your rights do not include listing: PersistentVolume." in page
+    assert 'id="volume-pvc-1"' not in (await browser.http.get("/volumes?q=default/data")).text
+
+
+async def make_persistent_volume(running: Running, handle: str, *, claim: str) -> None:
+    body = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": handle},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Mi"},
+            "claimRef": {"namespace": "default", "name": claim},
+            "csi": {"driver": "driver.longhorn.io", "volumeHandle": handle},
+        },
+    }
+    path = user_api.PERSISTENT_VOLUMES.path()
+    await running.site.access.api.request(running.token, "POST", path, body=body)
+
+
+async def make_copy(running: Running, status: ImageCopyStatus) -> ImageCopy:
+    copies = running.registries.copies
+    made = await copies.create(
+        ImageCopy(Meta("golden-copy"), ImageCopySpec("golden", "12345678", "n1", "p1", "download"))
+    )
+    made = await copies.update_status(dataclasses.replace(made, status=status))
+    await running.until(copies, lambda: copies.find_cached(made.meta.name) == made)
+    return made
+
+
+@pytest.mark.parametrize("path", ["/", "/images", "/images/golden"])
+async def test_pages_are_told_of_a_transfer_that_stalls(tmp_path: Path, path: str) -> None:
+    async with running_site(tmp_path, stale_s=0.5) as running, running.signed_in() as browser:
+        image = await make_image(running)
+        file = DiskFileStatus(CopyState.IN_PROGRESS, 10)
+        told = Condition("Ready", False, "InProgress", "downloading, 1.5 MiB/s", NOW)
+        moving = BackingImageStatus(disk_file_status={"p1": file}, conditions=(told,))
+        images = running.registries.images
+        await images.update_status(dataclasses.replace(image, status=moving))
+        await running.until(images, lambda: not images.cached()[0].is_ready)
+        status = ImageCopyStatus(CopyState.IN_PROGRESS, 10, 100, 1000, message=told.message)
+        copy = await make_copy(running, status)
+        url = await stream_of(browser, path)
+        async with browser.http.stream("GET", url) as stream:
+            lines = stream.aiter_lines()
+            status = dataclasses.replace(status, bytes_done=200, progress_percent=20)
+            await running.registries.copies.update_status(dataclasses.replace(copy, status=status))
+            data = ""
+            while "nothing has arrived" not in data:
+                name, data = await next_event(lines)
+                assert name == "row"
+
+
+async def test_the_overview_warns_of_what_is_tried_again(
+    running: Running, browser: Browser
+) -> None:
+    image = await make_image(running)
+    message = "the image's source: connection refused; trying again"
+    told = Condition("Ready", False, "Unavailable", message, NOW)
+    file = DiskFileStatus(CopyState.IN_PROGRESS, 0, message)
+    images = running.registries.images
+    status = BackingImageStatus(disk_file_status={"p1": file}, conditions=(told,))
+    await images.update_status(dataclasses.replace(image, status=status))
+    await running.until(images, lambda: not images.cached()[0].is_ready)
+    await make_copy(
+        running, ImageCopyStatus(CopyState.IN_PROGRESS, reason="Unavailable", message=message)
+    )
+    overview = (await browser.http.get("/")).text
+    assert "Nothing moves at the moment." in overview
+    assert "Copy of golden on n1, retrying" in overview
+    assert 'href="/images?state=retrying"' in overview
+    assert "connection refused" in overview
+    detail = (await browser.http.get("/images/golden")).text
+    assert detail.count('<span class="badge retrying">') == 2
+    assert "<progress" not in detail
 
 
 async def test_a_stream_needs_a_session(running: Running) -> None:

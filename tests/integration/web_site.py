@@ -31,7 +31,7 @@ from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
 from shorthorn.standalone.apiserver.listening import TcpAddress, open_socket
 from shorthorn.standalone.apiserver.server import ApiServer
 from shorthorn.web.access import Access
-from shorthorn.web.rates import Rates
+from shorthorn.web.rates import STALE_S, Rates
 from shorthorn.web.sessions import Clock, LoginLinks, Sessions, make_key
 from shorthorn.web.site import Site
 
@@ -87,9 +87,13 @@ class Browser:
 
 @contextlib.asynccontextmanager
 async def running_site(
-    folder: Path, *, clock: Clock | None = None, image_bytes: ImageBytes | None = None
+    folder: Path,
+    *,
+    clock: Clock | None = None,
+    image_bytes: ImageBytes | None = None,
+    stale_s: float = STALE_S,
 ) -> AsyncIterator[Running]:
-    """Serve a site over an empty API server. `clock`: of sessions and links."""
+    """Serve a site over an empty API server. `clock`: of sessions; `stale_s`: of rates."""
     async with contextlib.AsyncExitStack() as stack:
         tls, token = ensure_tls(folder / "tls.pem"), ensure_token(folder / "token")
         api = ApiServer(
@@ -116,6 +120,9 @@ async def running_site(
         await asyncio.gather(*(registry.wait_synced() for registry in registries.all))
         users = UserApi(api.url, transport(), client)
         stack.push_async_callback(users.aclose)
+        rates = Rates(registries.copies, stale_s=stale_s)
+        sampling = asyncio.create_task(rates.run())
+        stack.push_async_callback(_cancel, sampling)
         key = make_key()
         timing = {"clock": clock} if clock is not None else {}
         links = LoginLinks(key, **timing)
@@ -124,7 +131,7 @@ async def running_site(
             namespace=NAMESPACE,
             driver_name="driver.longhorn.io",
             watched=watched_of(registries),
-            rates=Rates(registries.copies),
+            rates=rates,
             access=Access(users, namespace=NAMESPACE),
             image_bytes=image_bytes,
             sessions=Sessions(key, **timing),

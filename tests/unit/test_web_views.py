@@ -23,17 +23,20 @@ from shorthorn.domain.models import (
     Meta,
     Snapshot,
     SnapshotSpec,
+    SnapshotStatus,
     Volume,
     VolumeSource,
     VolumeSpec,
+    VolumeState,
 )
-from shorthorn.web.rates import Rates
+from shorthorn.web.rates import Rates, Speed
 from shorthorn.web.rendering import format_bytes, format_seconds
 from shorthorn.web.views.handle import Reading, read_handle
 from shorthorn.web.views.images import PAGE_ROWS, Query, State, list_images, row_of, shown_url
 from shorthorn.web.views.manifests import Names, handle_of, objects_for, quantity, to_yaml
 from shorthorn.web.views.users import Cluster, users_of
-from shorthorn.web.views.volumes import list_volumes
+from shorthorn.web.views.volumes import Names as VolumeNames
+from shorthorn.web.views.volumes import list_volumes, read_names
 from shorthorn.web.watched import mark_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,6 +57,10 @@ def image(
 
 def moving(percent: int) -> dict[str, DiskFileStatus]:
     return {"pool": DiskFileStatus(CopyState.IN_PROGRESS, percent)}
+
+
+def going(message: str) -> tuple[Condition, ...]:
+    return (Condition("Ready", False, "InProgress", message),)
 
 
 def names_of(images: list[BackingImage], **query: str) -> list[str]:
@@ -237,8 +244,17 @@ def test_a_quantity_holds_the_bytes(size: int, text: str) -> None:
 
 def reading(text: str, *images: BackingImage) -> Reading:
     known = {i.meta.name: i for i in images}
-    kept = Snapshot(Meta("s1"), SnapshotSpec("s1", "pvc-1", "n", "p"))
-    return read_handle(text, known.get, {"s1": kept}.get)
+    kept = [
+        Snapshot(Meta(name), SnapshotSpec(name, "pvc-1", "n", "p"), SnapshotStatus(state))
+        for name, state in (
+            ("s1", VolumeState.READY),
+            ("s2", VolumeState.PENDING),
+            ("s3", VolumeState.FAILED),
+        )
+    ]
+    snapshots = {s.meta.name: s for s in kept}
+    volume = Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1))
+    return read_handle(text, known.get, snapshots.get, {"pvc-1": volume}.get)
 
 
 def test_a_handle_of_an_image_that_exists_is_fine() -> None:
@@ -250,6 +266,25 @@ def test_a_handle_that_contradicts_its_image_is_wrong() -> None:
     found = reading(handle("golden"), image("golden", source="upload"))
     assert found.verdict == "wrong"
     assert "different" in found.summary
+
+
+def test_what_exists_and_cannot_be_used_is_not_fine() -> None:
+    assert reading(handle("golden"), image("golden", conditions=FAILED)).verdict == "unusable"
+    assert reading(handle("golden"), image("golden", disk_file_status=moving(3))).verdict == (
+        "not-yet"
+    )
+
+
+def test_an_export_needs_a_volume_that_exists() -> None:
+    def export(volume: str) -> str:
+        kind = "backingImageDataSourceType=export-from-volume"
+        return f"bi://backing?{kind}&backingImage=new&volume-name={volume}&export-type=raw"
+
+    assert reading(export("pvc-1")).verdict == "on-demand"
+    missing = reading(export("pvc-x"))
+    assert (missing.verdict, "no volume pvc-x" in missing.summary) == ("wrong", True)
+    nobody_says = read_handle(export("pvc-x"), lambda _: None, lambda _: None, None)
+    assert (nobody_says.verdict, "your rights" in nobody_says.summary) == ("on-demand", True)
 
 
 def test_a_complete_handle_of_no_image_is_made_on_demand() -> None:
@@ -267,6 +302,8 @@ def test_traps_are_warned_of() -> None:
     ("text", "verdict"),
     [
         ("snap://pvc-1/s1", "ok"),
+        ("snap://pvc-1/s2", "not-yet"),
+        ("snap://pvc-1/s3", "unusable"),
         ("snap://pvc-2/s1", "wrong"),
         ("snap://x", "wrong"),
         ("?", "wrong"),
@@ -282,14 +319,45 @@ def test_other_handles_are_judged(text: str, verdict: str) -> None:
 def test_volumes_tell_their_origin() -> None:
     volume = Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1, VolumeSource(image="golden")))
     kept = Snapshot(Meta("s1"), SnapshotSpec("s1", "pvc-1", "n", "p"))
-    listing = list_volumes([volume], [kept], "", 1)
+    listing = list_volumes([volume], [kept], "", 1, VolumeNames())
     assert (listing.volumes[0].origin, listing.volumes[0].origin_link) == (
         "image golden",
         "/images/golden",
     )
     assert listing.snapshots[0].handle == "snap://pvc-1/s1"
-    assert list_volumes([volume], [kept], "nothing", 1).matching == 0
-    assert list_volumes([volume], [kept], "golden", 1).matching == 1
+    assert list_volumes([volume], [kept], "nothing", 1, VolumeNames()).matching == 0
+    assert list_volumes([volume], [kept], "golden", 1, VolumeNames()).matching == 1
+
+
+def test_volumes_and_snapshots_have_the_names_that_people_gave_them() -> None:
+    def content(name: str, **source: str) -> dict[str, Any]:
+        ref = {"namespace": "apps", "name": name}
+        status = {"snapshotHandle": "snap://pvc-1/s1"}
+        return {"spec": {"source": source, "volumeSnapshotRef": ref}, "status": status}
+
+    pv = {
+        "spec": {
+            "csi": {"volumeHandle": "pvc-1"},
+            "claimRef": {"namespace": "apps", "name": "data"},
+        }
+    }
+    others: list[dict[str, Any]] = [
+        {"spec": {"hostPath": {}}},
+        {"spec": {"csi": {"volumeHandle": "pvc-9"}}},
+    ]
+    taken = content("kept", volumeHandle="pvc-1")
+    restored = content("restored", snapshotHandle="snap://pvc-1/s1")
+    foreign = {"spec": {"source": {"snapshotHandle": "x"}, "volumeSnapshotRef": {"name": "y"}}}
+    names = read_names([pv, *others], [taken, restored, foreign])
+    assert (names.claims, names.snapshots) == ({"pvc-1": "apps/data"}, {"s1": "apps/kept"})
+
+    volume = Volume(Meta("pvc-1"), VolumeSpec("pvc-1", "n", "p", 1))
+    kept = Snapshot(Meta("s1"), SnapshotSpec("s1", "pvc-1", "n", "p"))
+    listing = list_volumes([volume], [kept], "apps/data", 1, names)
+    assert [row.claim for row in listing.volumes] == ["apps/data"]
+    assert [(row.named, row.claim) for row in listing.snapshots] == [("apps/kept", "apps/data")]
+    by_name = list_volumes([volume], [kept], "apps/kept", 1, names)
+    assert (by_name.matching, by_name.snapshots_matching) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -329,3 +397,41 @@ def test_a_rate_is_seen_from_two_samples() -> None:
     assert (speed.rate, speed.remaining_s) == (100.0, 8.0)
     assert rates.speed_of(at(3, 10)).rate is None  # it began anew
     assert rates.speed_of(at(4, 1000, CopyState.READY)).rate is None
+
+
+def test_a_copy_that_has_not_moved_for_seconds_has_no_speed() -> None:
+    now = [0.0]
+    rates = Rates(None, clock=lambda: now[0], stale_s=5)  # type: ignore[arg-type]
+
+    def seen(done: int, message: str) -> ImageCopy:
+        spec = ImageCopySpec("a", "u", "n", "p", "download")
+        status = ImageCopyStatus(
+            state=CopyState.IN_PROGRESS, bytes_done=done, bytes_total=1000, message=message
+        )
+        copy = ImageCopy(Meta("c"), spec, status)
+        rates.observe("c", copy)
+        return copy
+
+    seen(100, "")
+    now[0] = 1.0
+    seen(200, "")
+    now[0] = 5.5
+    copy = seen(200, "downloading, 1.5 MiB/s")  # told anew, but nothing has arrived
+    assert rates.speed_of(copy).rate == 100.0
+    pending = image("a", disk_file_status=moving(20), conditions=going("downloading, 1.5 MiB/s"))
+    assert row_of(pending, [copy], rates).message == "downloading, 1.5 MiB/s"
+    now[0] = 6.0
+    assert rates.speed_of(copy) == Speed(is_stalled=True)
+    assert row_of(pending, [copy], rates).message == "nothing has arrived for some seconds"
+    waiting = image("a", disk_file_status=moving(20), conditions=going("waiting for bytes"))
+    assert row_of(waiting, [copy], rates).message == "waiting for bytes"
+
+
+def test_what_is_tried_again_is_not_in_progress() -> None:
+    refused = (Condition("Ready", False, "Unavailable", "refused; trying again"),)
+    row = row_of(image("a", disk_file_status=moving(0), conditions=refused), ())
+    assert (row.state, row.message) == (State.RETRYING, "refused; trying again")
+    assert row.progress_percent is None
+    assert names_of([image("a", disk_file_status=moving(0), conditions=refused)], state="retrying")
+    going_on = image("a", disk_file_status=moving(3), conditions=going("downloading"))
+    assert row_of(going_on, ()).state is State.WORKING

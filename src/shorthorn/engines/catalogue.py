@@ -95,7 +95,11 @@ class Catalogue(Generic[Json, Record]):
             return identity, None
 
 
-def subdirectories(parent: Path) -> Iterable[str]:
-    """Yield the path of every directory in `parent`; none where it has just been removed."""
+def subdirectories(parent: Path) -> Sequence[str]:
+    """Return the path of every directory in `parent`; none where it has just been removed.
+
+    Read at once: an iterator that somebody leaves half-way would keep the directory open.
+    """
     with contextlib.suppress(FileNotFoundError), os.scandir(parent) as entries:
-        yield from (entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []

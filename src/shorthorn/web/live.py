@@ -1,8 +1,8 @@
 """Event streams: what changes is on the page a moment later.
 
 Owns: following the registries for one open page, and what it is sent: rendered rows, or `list`, on
-which it fetches its table anew. Must never: ask the API server for objects, or send anything that
-the user may not see (asked anew every fifteen seconds). Route `/events`.
+which it fetches its table anew. Must never: send anything that the user may not see, or ask for
+it otherwise than with their rights (asked anew every fifteen seconds). Route `/events`.
 
 A page says by `mark` what it has seen. So nothing is lost between its rendering and the stream, nor
 while a connection was broken: where the mark is another one now, `list` is the first event.
@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,11 +26,12 @@ from shorthorn.domain.image_bytes import RETRY_AT, VERIFY_AT
 from shorthorn.domain.ports import Registry
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
+from shorthorn.web.pages.listing import names_of_volumes
 from shorthorn.web.site import Site, render, session_of, site_of
 from shorthorn.web.views.image import Detail, detail_of
 from shorthorn.web.views.images import Query, is_match, list_images, row_of
 from shorthorn.web.views.overview import overview_of
-from shorthorn.web.views.volumes import list_volumes, snapshot_row, volume_row
+from shorthorn.web.views.volumes import Names, list_volumes, snapshot_row, volume_row
 from shorthorn.web.watched import mark_of
 
 if TYPE_CHECKING:
@@ -37,26 +39,41 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from shorthorn.domain.models import BackingImage
+    from shorthorn.web.watched import Watched
 
 HEARTBEAT_S: Final = 15.0
 #: Changes of so short a time are one event: an import changes three objects at once.
 _GATHER_S: Final = 0.03
 _RETRY_MS: Final = 1000
+#: So many heartbeats long a row's name is looked for: who has none after a minute has none.
+_RECALLS: Final = 4
 
 Changes = Mapping[str, set[str]]
 """Names that changed, by kind."""
+
+
+async def _nothing(changes: Changes) -> None:
+    """Ask nobody."""
+
+
+async def _no_changes() -> Changes:
+    return {}
 
 
 @dataclass(frozen=True)
 class Feed:
     """What one page follows. `resources`: what the user must be allowed to list.
 
-    `react` returns events for changes: (event, data).
+    `react` returns events for changes: (event, data). `prepare` comes before it, and once before
+    anything is told, for what has to be asked. `recall` returns, at a heartbeat, changes that no
+    registry tells of.
     """
 
     kinds: Mapping[str, Registry[Any]]
     resources: Sequence[user_api.Resource]
     react: Callable[[Changes], list[tuple[str, str]]]
+    prepare: Callable[[Changes], Awaitable[None]] = _nothing
+    recall: Callable[[], Awaitable[Changes]] = _no_changes
 
 
 async def events(request: Request) -> Response:
@@ -65,6 +82,7 @@ async def events(request: Request) -> Response:
     site = site_of(request)
     for resource in feed.resources:
         await site.access.require(session_of(request), "list", resource)
+    await feed.prepare({kind: set() for kind in feed.kinds})
     current = mark_of(*(registry.cached() for registry in feed.kinds.values()))
     is_behind = request.query_params.get("mark", "") != current
     return EventStream(request, feed, is_behind=is_behind)
@@ -102,7 +120,8 @@ class EventStream(Response):
             for kind, registry in self._feed.kinds.items()
         ]
         try:
-            with contextlib.suppress(OSError):  # the page went away in mid-sentence
+            # OSError: the page went away in mid-sentence.
+            with contextlib.suppress(OSError), self._site.rates.hearing(self._stalled):
                 async for chunk in self._chunks():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -123,6 +142,10 @@ class EventStream(Response):
                     await self._wake.wait()
             if not self._wake.is_set():
                 yield b": still here\n\n"
+                for name, changed in (await self._feed.recall()).items():
+                    self._pending[name] |= changed
+                    if changed:
+                        self._wake.set()
             if time.monotonic() - checked_at >= HEARTBEAT_S:
                 checked_at = time.monotonic()
                 if not await self._may_stay():
@@ -133,7 +156,9 @@ class EventStream(Response):
                 return
             if self._wake.is_set() and not self._stop.is_set():
                 await asyncio.sleep(_GATHER_S)
-                for name, data in self._feed.react(self._take()):
+                changes = self._take()
+                await self._feed.prepare(changes)
+                for name, data in self._feed.react(changes):
                     yield _event(name, data)
 
     def _take(self) -> Changes:
@@ -166,6 +191,12 @@ class EventStream(Response):
                     seen[name] = current
                 self._pending[kind].add(name)
                 self._wake.set()
+
+    def _stalled(self, copy_name: str) -> None:
+        """Have the page told of a copy that did not change, whose speed is no longer true."""
+        if "copies" in self._pending:
+            self._pending["copies"].add(copy_name)
+            self._wake.set()
 
     async def _gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -207,7 +238,7 @@ def _images_feed(site: Site, request: Request) -> Feed:
 
     def look() -> None:
         images = watched.images.cached()
-        listing = list_images(images, watched.copies_by_image(), query)
+        listing = list_images(images, watched.copies_by_image(), query, site.rates)
         shown.rows = {row.name for row in listing.rows}
         shown.matching = {image.meta.name for image in images if is_match(image, query)}
         shown.all = {image.meta.name for image in images}
@@ -231,7 +262,7 @@ def _images_feed(site: Site, request: Request) -> Feed:
         for name in sorted(names & shown.rows):
             image = watched.images.find_cached(name)
             if image is not None:
-                row = row_of(image, watched.copies_of(name))
+                row = row_of(image, watched.copies_of(name), site.rates)
                 rows.append(render(request, "images/row.html", row=row, is_update=True))
         if rows:
             told.append(("row", "".join(rows)))
@@ -256,30 +287,36 @@ def _image_feed(site: Site, request: Request) -> Feed:
         pools = {pool.spec.pool_uuid: pool for pool in watched.pools.cached()}
         return image, detail_of(image, watched.copies_of(name), pools, site.rates)
 
-    shown = [_frame(*look())]
+    frame = _frame(*look())
+    copies, volumes = _ours(watched, name)
 
     def react(changes: Changes) -> list[tuple[str, str]]:
-        copies = watched.copies_of(name)
-        is_ours = name in changes["images"] or any(c.meta.name in changes["copies"] for c in copies)
+        nonlocal frame, copies, volumes
+        # What went is no longer of any image, so what was ours before counts as well.
+        copies_before, volumes_before = copies, volumes
+        copies, volumes = _ours(watched, name)
         told: list[tuple[str, str]] = []
-        if is_ours:
+        if name in changes["images"] or changes["copies"] & (copies | copies_before):
             image, detail = look()
-            frame = _frame(image, detail)
-            if frame != shown[0]:
-                shown[0] = frame
+            frame_before, frame = frame, _frame(image, detail)
+            if frame != frame_before:
                 return [("list", "")]
-            text = render(request, "image/status.html", image=detail, is_update=True)
-            told.append(("row", text))
-        for volume_name in changes["volumes"]:
-            volume = watched.volumes.find_cached(volume_name)
-            if volume is None or volume.spec.source.image == name:
-                told.append(("list", ""))
-                break
+            if detail is not None:
+                text = render(request, "image/status.html", image=detail, is_update=True)
+                told.append(("row", text))
+        if changes["volumes"] & (volumes | volumes_before):
+            told.append(("list", ""))
         return told
 
     kinds: dict[str, Registry[Any]] = {"images": watched.images, "copies": watched.copies}
     kinds |= {"volumes": watched.volumes}
     return Feed(kinds, (user_api.IMAGES,), react)
+
+
+def _ours(watched: Watched, image: str) -> tuple[set[str], set[str]]:
+    """Return the names of an image's copies, and of the volumes that were cloned from it."""
+    copies = {copy.meta.name for copy in watched.copies_of(image)}
+    return copies, {volume.meta.name for volume in watched.volumes_of(image)}
 
 
 def _frame(image: BackingImage | None, detail: Detail | None) -> object:
@@ -309,10 +346,37 @@ def _volumes_feed(site: Site, request: Request) -> Feed:
     page_text = request.query_params.get("page", "1")
     page = int(page_text) if page_text.isdecimal() and len(page_text) < 7 else 1
     shown, kept = _Shown(), _Shown()
+    known: Names | None = None
+    tries: Counter[str] = Counter()
+
+    async def prepare(changes: Changes) -> None:
+        """Ask anew for claims where a row has none yet: they are made after their volumes."""
+        nonlocal known
+        is_first = known is None
+        if (
+            known is None
+            or changes["volumes"] & shown.rows - known.claims.keys()
+            or changes["snapshots"] & kept.rows - known.snapshots.keys()
+        ):
+            known = await names_of_volumes(request)
+        if is_first:
+            look()
+
+    async def recall() -> Changes:
+        """Return the rows that have a name since the page was made."""
+        nonlocal known
+        known = known or Names()
+        nameless = (shown.rows - known.claims.keys()) | (kept.rows - known.snapshots.keys())
+        if all(tries[name] >= _RECALLS for name in nameless):
+            return {}
+        tries.update(nameless)
+        known = await names_of_volumes(request)
+        named = nameless & (known.claims.keys() | known.snapshots.keys())
+        return {"volumes": named & shown.rows, "snapshots": named & kept.rows}
 
     def look() -> None:
         volumes, snapshots = watched.volumes.cached(), watched.snapshots.cached()
-        listing = list_volumes(volumes, snapshots, text, page)
+        listing = list_volumes(volumes, snapshots, text, page, known or Names())
         shown.rows = {row.id for row in listing.volumes}
         shown.all = {volume.meta.name for volume in volumes}
         kept.rows = {row.id for row in listing.snapshots}
@@ -323,12 +387,12 @@ def _volumes_feed(site: Site, request: Request) -> Feed:
         for name in sorted(changes["volumes"] & shown.rows):
             volume = watched.volumes.find_cached(name)
             if volume is not None:
-                row = volume_row(volume)
+                row = volume_row(volume, known or Names())
                 rows.append(render(request, "volumes/volume_row.html", row=row, is_update=True))
         for name in sorted(changes["snapshots"] & kept.rows):
             snapshot = watched.snapshots.find_cached(name)
             if snapshot is not None:
-                kept_row = snapshot_row(snapshot)
+                kept_row = snapshot_row(snapshot, known or Names())
                 rows.append(
                     render(request, "volumes/snapshot_row.html", row=kept_row, is_update=True)
                 )
@@ -342,9 +406,8 @@ def _volumes_feed(site: Site, request: Request) -> Feed:
                 break
         return told
 
-    look()
     kinds: dict[str, Registry[Any]] = {"volumes": watched.volumes, "snapshots": watched.snapshots}
-    return Feed(kinds, (user_api.VOLUMES, user_api.SNAPSHOTS), react)
+    return Feed(kinds, (user_api.VOLUMES, user_api.SNAPSHOTS), react, prepare, recall)
 
 
 _FEEDS: Final[Mapping[str, Callable[[Site, Request], Feed]]] = {

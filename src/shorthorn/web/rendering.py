@@ -38,6 +38,7 @@ def make_environment() -> Environment:
         "seconds": format_seconds,
         "utc": format_time,
         "iso": format_iso,
+        "digest": digest_of,
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
     }
     environment.globals |= {"static": StaticFiles().url, "now": lambda: datetime.now(UTC)}
@@ -95,6 +96,11 @@ def age_of(when: datetime | None, now: datetime) -> str:
         if seconds < limit:
             return f"{seconds // size}{unit}"
     return f"{seconds // 86_400}d"
+
+
+def digest_of(text: str) -> str:
+    """Return a short text that differs where `text` does: what of a page is another one now."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digests(folder: Traversable, prefix: str) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from shorthorn.domain.models import ImageFormat, SourceType, VolumeState
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
 from shorthorn.services.image_requests import check_name, selector
+from shorthorn.web.pages.listing import names_of_volumes
 from shorthorn.web.site import (
     page,
     problem_or_raise,
@@ -31,6 +32,7 @@ from shorthorn.web.site import (
     site_of,
     text_of,
 )
+from shorthorn.web.views.volumes import Names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +71,7 @@ async def show(request: Request) -> Response:
     values = {key: text_of(request.query_params, key) for key in _FIELDS}
     values["copies"] = values["copies"] or "1"
     values["export_type"] = values["export_type"] or ImageFormat.QCOW2
-    return _form(request, _source(request.query_params), values)
+    return await _form(request, _source(request.query_params), values)
 
 
 async def create(request: Request) -> Response:
@@ -88,7 +90,7 @@ async def create(request: Request) -> Response:
         if _wants_json(request):
             body = {"reason": problem.reason, "message": problem.message}
             return JSONResponse(body, problem.status)
-        return _form(request, source, values, _in_words(exc, values["name"]), problem.status)
+        return await _form(request, source, values, _in_words(exc, values["name"]), problem.status)
     location = f"/images/{values['name']}"
     if _wants_json(request):
         await _until_awaited(site, values["name"])
@@ -175,10 +177,11 @@ def _parameters(source: str, values: Mapping[str, str]) -> dict[str, str]:
     return {key: values[field] for field, key in wanted.items()}
 
 
-def _form(
+async def _form(
     request: Request, source: str, values: Mapping[str, str], problem: str = "", status: int = 200
 ) -> Response:
     site = site_of(request)
+    names = await names_of_volumes(request) if source == "export" else Names()
     return page(
         request,
         f"create/{source}.html",
@@ -187,6 +190,7 @@ def _form(
         values=values,
         problem=problem,
         volumes=_volumes(site) if source == "export" else [],
+        claims=names.claims,
         images=_images(site) if source == "clone" else [],
         pools=len(site.watched.pools.cached()),
     )

@@ -32,7 +32,13 @@ async def check(request: Request) -> Response:
     watched = site.watched
     reading = None
     if text:
-        reading = read_handle(text, watched.images.find_cached, watched.snapshots.find_cached)
+        may_see_volumes = await site.access.may(session, "list", user_api.VOLUMES)
+        reading = read_handle(
+            text,
+            watched.images.find_cached,
+            watched.snapshots.find_cached,
+            watched.volumes.find_cached if may_see_volumes else None,
+        )
     return page(request, "handle.html", handle=text, reading=reading)
 
 

@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from shorthorn.kube import user_api
 from shorthorn.web.site import page, session_of, site_of
-from shorthorn.web.views.images import SOURCE_WORDS, Query, State, list_images
+from shorthorn.web.views.images import SORT_WORDS, SOURCE_WORDS, Query, State, list_images
 from shorthorn.web.watched import mark_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ async def show(request: Request) -> Response:
     watched = site.watched
     images = watched.images.cached()
     mark = mark_of(images, watched.copies.cached())
-    listing = list_images(images, watched.copies_by_image(), Query.read(request.query_params))
+    listing = list_images(
+        images, watched.copies_by_image(), Query.read(request.query_params), site.rates
+    )
     return page(
         request,
         "images/page.html",
@@ -32,6 +34,7 @@ async def show(request: Request) -> Response:
         mark=mark,
         states=list(State),
         sources=SOURCE_WORDS,
+        sorts=SORT_WORDS,
         may_create=await site.access.may(session, "create", user_api.IMAGES),
     )
 

@@ -1,12 +1,13 @@
 """What pages list of the API server with the user's rights, beside what is watched.
 
-Owns: that a kind which the user may not list is no mistake, and which classes manifests name. Used
-by the pages of images and restores.
+Owns: that a kind which the user may not list is no mistake, and which classes manifests name.
+Used by pages, and by the event stream of volumes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from shorthorn.domain.manifests import Names
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
 from shorthorn.web.site import session_of, site_of
+from shorthorn.web.views import volumes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -28,6 +30,15 @@ async def list_allowed(
         return await site_of(request).access.api.list(session_of(request).token, kind, **selection)
     except (Refused, DomainError):
         return None
+
+
+async def names_of_volumes(request: Request) -> volumes.Names:
+    """Return what people call volumes and snapshots, as far as the user may see."""
+    kinds = (user_api.PERSISTENT_VOLUMES, user_api.CONTENTS)
+    found = await asyncio.gather(*(list_allowed(request, kind) for kind in kinds))
+    hidden = [kind.kind for kind, objects in zip(kinds, found, strict=True) if objects is None]
+    names = volumes.read_names(*(objects or () for objects in found))
+    return dataclasses.replace(names, hidden=hidden)
 
 
 async def class_names(request: Request, name: str) -> Names:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.routing import Route
 
 from shorthorn.kube import user_api
+from shorthorn.web.pages.listing import names_of_volumes
 from shorthorn.web.site import page, session_of, site_of, text_of
 from shorthorn.web.views.volumes import list_volumes
 from shorthorn.web.watched import mark_of
@@ -22,15 +23,17 @@ async def show(request: Request) -> Response:
     session = session_of(request)
     for resource in (user_api.VOLUMES, user_api.SNAPSHOTS):
         await site.access.require(session, "list", resource)
+    names = await names_of_volumes(request)
     volumes, snapshots = site.watched.volumes.cached(), site.watched.snapshots.cached()
     number = request.query_params.get("page", "1")
     number = number if number.isascii() and number.isdecimal() and len(number) < 7 else "1"
     text = text_of(request.query_params, "q")
-    listing = list_volumes(volumes, snapshots, text, int(number))
+    listing = list_volumes(volumes, snapshots, text, int(number), names)
     return page(
         request,
         "volumes/page.html",
         listing=listing,
+        hidden=names.hidden,
         mark=mark_of(volumes, snapshots),
         may_create=await site.access.may(session, "create", user_api.IMAGES),
     )

@@ -67,6 +67,35 @@ document.addEventListener("input", (event) => {
     .replace(/[^a-z0-9.-]+/g, "-").replace(/^[^a-z0-9]+|[^a-z0-9]+$/g, "").slice(0, 200);
 });
 
+// --- verdicts that are asked for while somebody types: none stays beside a text that it is not about
+const ASKER = "[hx-post][hx-trigger^='input']";
+const lastTexts = new WeakMap();
+document.addEventListener("input", (event) => {
+  const field = event.target;
+  const asker = field.closest(ASKER);
+  if (!asker || lastTexts.get(field) === field.value) return;
+  lastTexts.set(field, field.value);
+  window.htmx.trigger(asker, "htmx:abort"); // an answer on its way is about the text before
+  document.querySelector(asker.getAttribute("hx-target")).replaceChildren();
+});
+document.addEventListener("htmx:responseError", (event) => {
+  const answer = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html");
+  const sentence = answer.querySelector("main p")?.textContent;
+  sayAtVerdict(event, sentence || `The server answered ${event.detail.xhr.status}.`);
+});
+document.addEventListener("htmx:sendError", (event) => {
+  sayAtVerdict(event, "Nobody answered. Try again as soon as the connection is back.");
+});
+function sayAtVerdict(event, sentence) {
+  const asker = event.detail.requestConfig.elt;
+  if (!asker.matches(ASKER)) return;
+  const problem = document.createElement("p");
+  problem.className = "problem";
+  problem.setAttribute("role", "alert");
+  problem.textContent = `This could not be checked. ${sentence}`;
+  document.querySelector(asker.getAttribute("hx-target")).replaceChildren(problem);
+}
+
 // --- the event stream: htmx's extension opens it; here is what it means for the page
 const connection = document.getElementById("connection");
 let source = null;
@@ -101,6 +130,27 @@ document.addEventListener("visibilitychange", () => {
     const again = live.cloneNode(true);
     live.replaceWith(again);
     window.htmx.process(again);
+  }
+});
+
+// A part of a page that comes anew as it was stays untouched; in another one, what was open is open.
+document.addEventListener("htmx:oobBeforeSwap", (event) => {
+  const { target, fragment } = event.detail;
+  if (fragment.id === "count" && fragment.innerHTML === target.innerHTML) {
+    event.detail.shouldSwap = false; // it would be announced once more
+  }
+  const next = fragment.firstElementChild;
+  if (!next?.dataset.print) return;
+  if (next.dataset.print === target.dataset.print) event.detail.shouldSwap = false;
+  for (const details of target.querySelectorAll("details[id]")) {
+    next.querySelector(`#${CSS.escape(details.id)}`)?.toggleAttribute("open", details.open);
+  }
+});
+// Where what the parts tell of is gone, all of the page says so.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { requestConfig, xhr } = event.detail;
+  if (requestConfig.elt.matches("[data-parts]") && xhr.status === 404) {
+    event.detail.swapOverride = "outerHTML";
   }
 });
 

@@ -20,7 +20,7 @@ from shorthorn.domain.models import (
     SourceType,
 )
 from shorthorn.web.rates import Rates, Speed
-from shorthorn.web.views.images import Row, State, row_of, shown_url
+from shorthorn.web.views.images import Row, State, is_retrying, row_of, shown_url, true_message
 
 _PARAMETER_WORDS: Final = {
     "url": "URL",
@@ -80,7 +80,7 @@ def detail_of(
 ) -> Detail:
     """Return what the page says of `image`. `pools` by UUID."""
     spec, status = image.spec, image.status
-    row = row_of(image, copies)
+    row = row_of(image, copies, rates)
     by_pool = {copy.spec.pool_uuid: copy for copy in copies}
     known = [*status.disk_file_status, *(u for u in by_pool if u not in status.disk_file_status)]
     return Detail(
@@ -121,15 +121,19 @@ def _copy_row(
     status = copy.status if copy else None
     state = file.state if file else (status.state if status else CopyState.UNKNOWN)
     is_moving = state not in (CopyState.READY, CopyState.FAILED, CopyState.UNKNOWN)
+    percent = file.progress_percent if file else 0
+    is_failing = copy is not None and is_retrying(copy)
+    speed = rates.speed_of(copy) if copy and is_moving and not is_failing else Speed()
+    message = (file.message if file else "") or (status.message if status else "")
     return CopyRow(
         node=node,
         pool_uuid=uuid,
-        state=state,
-        progress_percent=(file.progress_percent if file else 0) if is_moving else None,
+        state=State.RETRYING if is_failing else state,
+        progress_percent=percent if is_moving and (percent or not is_failing) else None,
         bytes_done=status.bytes_done if status else 0,
         bytes_total=status.bytes_total if status else 0,
-        speed=rates.speed_of(copy) if copy and is_moving else Speed(),
-        message=(file.message if file else "") or (status.message if status else ""),
+        speed=speed,
+        message=true_message(message, is_stalled=speed.is_stalled),
         changed_at=(file.changed_at if file else None) or (status.changed_at if status else None),
         allocated_bytes=status.real_size_bytes or None if status else None,
         shared_bytes=status.shared_bytes if status and status.real_size_bytes else None,

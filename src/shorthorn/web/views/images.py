@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 from shorthorn.domain.models import BackingImage, CopyState, ImageCopy, SourceType
+from shorthorn.web.rates import MOVING, Rates
 
 PAGE_ROWS: Final = 100
 SOURCE_WORDS: Final[Mapping[str, str]] = {
@@ -23,9 +24,24 @@ SOURCE_WORDS: Final[Mapping[str, str]] = {
     SourceType.RESTORE: "backup",
     SourceType.CLONE: "clone of an image",
 }
-_MOVING: Final = frozenset(
-    {CopyState.STARTING, CopyState.IN_PROGRESS, CopyState.READY_FOR_TRANSFER}
-)
+#: Reasons of a condition that is only not there yet. Every other one is of an error, after which
+#: whoever makes the copy tries again by themselves.
+_GOING_WELL: Final = ("InProgress", "Pending")
+_STALLED: Final = "nothing has arrived for some seconds"
+
+
+SORT_WORDS: Final[Mapping[str, str]] = {
+    "name": "Name",
+    "state": "State",
+    "size": "Size",
+    "virtual": "Virtual size",
+    "allocated": "Allocated",
+    "shared": "Shared",
+    "source": "Source",
+    "copies": "Copies",
+    "age": "Age",
+}
+"""By the keys of `SORT_KEYS`."""
 
 
 class State(StrEnum):
@@ -34,6 +50,7 @@ class State(StrEnum):
     READY = "ready"
     WORKING = "in progress"
     WAITING = "waiting"
+    RETRYING = "retrying"
     FAILED = "failed"
     DELETING = "deleting"
 
@@ -82,13 +99,17 @@ class Query:
             page=max(1, int(page)) if page.isascii() and page.isdecimal() and len(page) < 7 else 1,
         )
 
-    def url(self, **changes: Any) -> str:
-        """Return the query string of this query with changes; defaults are left out."""
+    def fields(self, **changes: Any) -> dict[str, str]:
+        """Return the fields of this query with changes; defaults are left out."""
         values = {"q": self.text, "state": self.state, "source": self.source}
         values |= {"sort": self.sort, "page": str(self.page)}
         values |= {key: str(value) for key, value in changes.items()}
         plain = {"q": "", "state": "", "source": "", "sort": "name", "page": "1"}
-        kept = {key: value for key, value in values.items() if value != plain[key]}
+        return {key: value for key, value in values.items() if value != plain[key]}
+
+    def url(self, **changes: Any) -> str:
+        """Return the query string of this query with changes; defaults are left out."""
+        kept = self.fields(**changes)
         return f"?{urlencode(kept)}" if kept else "?"
 
     def sort_url(self, key: str) -> str:
@@ -116,12 +137,20 @@ class Listing:
         return max(1, -(-self.matching // PAGE_ROWS))
 
     @property
-    def first(self) -> int:
-        return (self.query.page - 1) * PAGE_ROWS + 1 if self.rows else 0
+    def page(self) -> int:
+        return self.query.page
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """What a link to another page of the list says besides its number."""
+        return self.query.fields(page=1)
 
 
 def list_images(
-    images: Sequence[BackingImage], copies: Mapping[str, Sequence[ImageCopy]], query: Query
+    images: Sequence[BackingImage],
+    copies: Mapping[str, Sequence[ImageCopy]],
+    query: Query,
+    rates: Rates | None = None,
 ) -> Listing:
     """Return the page of the list that `query` asks for; only its rows are made."""
     found = [image for image in images if is_match(image, query)]
@@ -132,22 +161,25 @@ def list_images(
     page = min(query.page, pages)
     query = Query(query.text, query.state, query.source, query.sort, page)
     shown = found[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
-    rows = [row_of(image, copies.get(image.meta.name, ())) for image in shown]
+    rows = [row_of(image, copies.get(image.meta.name, ()), rates) for image in shown]
     return Listing(query, rows, len(found), len(images))
 
 
-def row_of(image: BackingImage, copies: Sequence[ImageCopy]) -> Row:
-    """Return what the list says of one image."""
+def row_of(image: BackingImage, copies: Sequence[ImageCopy], rates: Rates | None = None) -> Row:
+    """Return what the list says of one image; without `rates` nothing is known to have stalled."""
     status = image.status
     files = status.disk_file_status.values()
     state, message = state_of(image)
-    moving = [file.progress_percent for file in files if file.state in _MOVING]
+    percent = max((f.progress_percent for f in files if f.state in MOVING), default=None)
+    if state is State.READY or (state is State.RETRYING and not percent):
+        percent = None
+    is_stalled = rates is not None and any(rates.speed_of(copy).is_stalled for copy in copies)
     ready = sum(file.state is CopyState.READY for file in files)
     return Row(
         name=image.meta.name,
         state=state,
-        message=message,
-        progress_percent=max(moving) if moving and state is not State.READY else None,
+        message=true_message(message, is_stalled=is_stalled),
+        progress_percent=percent,
         format=status.format,
         size_bytes=status.size_bytes or None,
         virtual_size_bytes=status.virtual_size_bytes or None,
@@ -171,9 +203,21 @@ def state_of(image: BackingImage) -> tuple[State, str]:
         return State.READY, _lacking(image)
     if failure is not None:
         return State.FAILED, failure.message
-    if any(file.state in _MOVING for file in image.status.disk_file_status.values()):
-        return State.WORKING, _ready_message(image)
+    if any(file.state in MOVING for file in image.status.disk_file_status.values()):
+        ready = next((c for c in image.status.conditions if c.type == "Ready"), None)
+        is_well = ready is None or ready.reason in _GOING_WELL
+        return State.WORKING if is_well else State.RETRYING, _ready_message(image)
     return State.WAITING, _ready_message(image)
+
+
+def is_retrying(copy: ImageCopy) -> bool:
+    """Whether the last try to make a copy failed, and another one is to come or has begun."""
+    return copy.status.state in MOVING and bool(copy.status.reason)
+
+
+def true_message(message: str, *, is_stalled: bool) -> str:
+    """Return what an object says of itself, but of no speed that it had when it last moved."""
+    return _STALLED if is_stalled and (not message or message.endswith("/s")) else message
 
 
 def source_detail(image: BackingImage) -> str:

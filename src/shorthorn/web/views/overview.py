@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from shorthorn.domain.models import CopyState, Pool, VolumeState
+from shorthorn.domain.models import CopyState, ImageCopy, Pool, VolumeState
 from shorthorn.web.rates import MOVING, Rates, Speed
-from shorthorn.web.views.images import State, state_of
+from shorthorn.web.views.images import State, is_retrying, state_of, true_message
 from shorthorn.web.watched import Watched
 
 ERRORS_MAX: Final = 8
@@ -73,7 +73,7 @@ class Overview:
 
     pools: Sequence[PoolCard]
     images: int
-    image_states: Sequence[tuple[str, int]]
+    image_states: Sequence[tuple[State, int]]
     volumes: int
     snapshots: int
     #: What files say they take, together, and how much of it they have in common.
@@ -82,6 +82,10 @@ class Overview:
     transfers: Sequence[Transfer]
     transfers_total: int
     errors: Sequence[Error]
+
+    @property
+    def is_retrying(self) -> bool:
+        return any(state is State.RETRYING for state, _ in self.image_states)
 
     @property
     def is_well(self) -> bool:
@@ -95,7 +99,7 @@ def overview_of(watched: Watched, rates: Rates) -> Overview:
     volumes = watched.volumes.cached()
     snapshots = watched.snapshots.cached()
     states = Counter(state_of(image)[0] for image in images)
-    moving = [copy for copy in copies if copy.status.state in MOVING]
+    moving = [c for c in copies if c.status.state in MOVING and not is_retrying(c)]
     return Overview(
         pools=[_card(p) for p in sorted(watched.pools.cached(), key=lambda p: p.spec.node_id)],
         images=len(images),
@@ -109,16 +113,7 @@ def overview_of(watched: Watched, rates: Rates) -> Overview:
         + sum(v.status.shared_bytes for v in volumes)
         + sum(s.status.shared_bytes for s in snapshots),
         transfers=[
-            Transfer(
-                image=copy.spec.image,
-                node=copy.spec.node_id,
-                source=copy.spec.source_type,
-                progress_percent=copy.status.progress_percent,
-                bytes_done=copy.status.bytes_done,
-                bytes_total=copy.status.bytes_total,
-                speed=rates.speed_of(copy),
-                message=copy.status.message,
-            )
+            _transfer(copy, rates.speed_of(copy))
             for copy in sorted(moving, key=lambda c: c.spec.image)[:TRANSFERS_MAX]
         ],
         transfers_total=len(moving),
@@ -143,6 +138,19 @@ def _card(pool: Pool) -> PoolCard:
     )
 
 
+def _transfer(copy: ImageCopy, speed: Speed) -> Transfer:
+    return Transfer(
+        image=copy.spec.image,
+        node=copy.spec.node_id,
+        source=copy.spec.source_type,
+        progress_percent=copy.status.progress_percent,
+        bytes_done=copy.status.bytes_done,
+        bytes_total=copy.status.bytes_total,
+        speed=speed,
+        message=true_message(copy.status.message, is_stalled=speed.is_stalled),
+    )
+
+
 def _errors(watched: Watched) -> list[Error]:
     found = []
     for image in watched.images.cached():
@@ -155,6 +163,9 @@ def _errors(watched: Watched) -> list[Error]:
         status, name = copy.status, copy.spec.image
         if status.state is CopyState.FAILED and not _has_failed(watched, name):
             what, link = f"Copy of {name} on {copy.spec.node_id}", f"/images/{name}"
+            found.append(Error(what, link, status.reason, status.message, status.changed_at))
+        elif is_retrying(copy):
+            what, link = f"Copy of {name} on {copy.spec.node_id}, retrying", f"/images/{name}"
             found.append(Error(what, link, status.reason, status.message, status.changed_at))
     for kind, objects in (("Volume", watched.volumes), ("Snapshot", watched.snapshots)):
         for obj in objects.cached():
