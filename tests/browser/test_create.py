@@ -33,7 +33,7 @@ async def test_a_url_is_looked_at_while_it_is_typed(
 
 
 async def test_a_wrong_url_is_explained(visitor: Visitor, images: Images) -> None:
-    page = await visitor.go("/images/new")
+    page = await visitor.go("/new-image")
     url, checked = page.get_by_label("URL"), page.locator("#checked")
     await url.fill(images.serve(b"", Behaviour(status=404)).url)
     await expect(checked).to_contain_text("404")
@@ -50,7 +50,7 @@ async def test_what_the_server_refuses_is_said_at_the_form(
 ) -> None:
     visitor.expect_complaint("status of 409")
     images.make("taken")
-    page = await visitor.go("/images/new")
+    page = await visitor.go("/new-image")
     await page.get_by_label("URL").fill(images.serve(disk()).url)
     await page.get_by_label("Name").fill("taken")
     await page.get_by_text("Where its copies are").click()
@@ -83,7 +83,7 @@ async def test_a_volume_becomes_an_image(visitor: Visitor, images: Images, own: 
 
 async def test_an_image_becomes_another_one(visitor: Visitor, images: Images) -> None:
     original = images.make("original")
-    page = await visitor.go("/images/new?from=clone")
+    page = await visitor.go("/new-image?from=clone")
     await page.get_by_label("Image").fill("original")
     await page.get_by_label("Name").fill("its-clone")
     await page.get_by_role("button", name="Make the image").click()

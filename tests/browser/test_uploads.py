@@ -71,7 +71,7 @@ async def set_speed(visitor: Visitor, bytes_per_second: int) -> None:
 
 async def begin(visitor: Visitor, file: Path, name: str) -> Page:
     """Choose a file in the form and start."""
-    page = await visitor.go("/images/new?from=upload")
+    page = await visitor.go("/new-image?from=upload")
     await page.get_by_label("File").set_input_files(file)
     await page.get_by_label("Name").fill(name)
     await page.get_by_label("Expected SHA-512").fill(sha512_of(file))
@@ -124,7 +124,7 @@ async def is_there(page: Page, images: Images, name: str, file: Path) -> Object:
 
 
 async def test_a_file_becomes_an_image(visitor: Visitor, images: Images, file: Path) -> None:
-    page = await visitor.go("/images/new?from=upload")
+    page = await visitor.go("/new-image?from=upload")
     await page.get_by_label("File").set_input_files(file)
     await expect(page.get_by_label("Name")).to_have_value("my-disk")
     await page.get_by_role("button", name="Upload").click()

@@ -25,10 +25,10 @@ from shorthorn.web.sessions import SESSION_S
 PAGES = [
     "/",
     "/images",
-    "/images/new",
-    "/images/new?from=upload",
-    "/images/new?from=export",
-    "/images/new?from=clone",
+    "/new-image",
+    "/new-image?from=upload",
+    "/new-image?from=export",
+    "/new-image?from=clone",
     "/images/golden",
     "/images/golden/delete",
     "/restore?image=golden",
@@ -161,7 +161,7 @@ async def test_a_form_makes_an_image_and_another_deletes_it(
     running: Running, browser: Browser
 ) -> None:
     url = "https://example.org/a.qcow2"
-    made = await browser.post("/images/new", **{"from": "download", "name": "golden", "url": url})
+    made = await browser.post("/new-image", **{"from": "download", "name": "golden", "url": url})
     assert (made.status_code, made.headers["location"]) == (303, "/images/golden")
     assert (await browser.http.get("/images/golden")).status_code == 200
     image = await running.registries.images.find("golden")
@@ -187,7 +187,7 @@ async def test_a_refusal_is_said_at_the_form_and_what_was_typed_stays(
     running: Running, browser: Browser, fields: dict[str, str], status: int, words: str
 ) -> None:
     await make_image(running, "taken")
-    answer = await browser.post("/images/new", **{"from": "download", **fields})
+    answer = await browser.post("/new-image", **{"from": "download", **fields})
     assert answer.status_code == status
     assert words in answer.text
     assert 'role="alert"' in answer.text
@@ -198,7 +198,7 @@ async def test_an_upload_begins_as_an_object_with_its_length(
     running: Running, browser: Browser
 ) -> None:
     answer = await browser.http.post(
-        "/images/new",
+        "/new-image",
         data={
             "csrf_token": await browser.form_token(),
             "from": "upload",

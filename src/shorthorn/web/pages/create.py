@@ -123,9 +123,9 @@ async def _until_awaited(site: Site, name: str) -> None:
 
 
 routes = [
-    Route("/images/new", show, methods=["GET"]),
-    Route("/images/new", create, methods=["POST"]),
-    Route("/images/new/check-url", check, methods=["POST"]),
+    Route("/new-image", show, methods=["GET"]),
+    Route("/new-image", create, methods=["POST"]),
+    Route("/new-image/check-url", check, methods=["POST"]),
 ]
 
 
