@@ -143,6 +143,39 @@ async def test_a_file_that_is_another_one_is_found_out_at_the_end(user: Shell) -
     assert "shorthorn image rm golden" in said
 
 
+async def begun(user: Shell, name: str) -> None:
+    """Let an upload of `name` stop after a MiB."""
+    user.edge.troubles = [Trouble(cut_after=MIB), Trouble(status=403, message="not today")]
+    assert "not today" in await user.is_refused("upload", "golden", name)
+    assert len(user.edge.uploads["golden"]) == MIB
+
+
+async def test_an_upload_does_not_go_on_with_another_file(user: Shell) -> None:
+    content = a_file(user)
+    other = random.Random("other").randbytes(len(content))
+    (user.folder / "other.qcow2").write_bytes(other)
+    await begun(user, "disk.qcow2")
+    said = await user.is_refused("upload", "golden", "other.qcow2")
+    assert f"the {MIB} bytes that it has are of another file than other.qcow2" in said
+    assert "shorthorn image rm golden" in said
+    assert bytes(user.edge.uploads["golden"]) == content[:MIB]
+    await user.does("upload", "golden", "disk.qcow2")
+    assert bytes(user.edge.uploads["golden"]) == content
+
+
+async def test_what_somebody_else_sends_meanwhile_is_compared_as_well(user: Shell) -> None:
+    content = a_file(user)
+    user.edge.troubles = [Trouble(hold_after=MIB, cut_after=MIB)]
+    process = await user.start("upload", "golden", "disk.qcow2")
+    await asyncio.wait_for(user.edge.held.wait(), 30)
+    user.edge.uploads["golden"][:] = random.Random("other").randbytes(2 * MIB)
+    user.edge.go_on.set()
+    ran = await ended(process)
+    assert ran.code == 1
+    assert "are of another file than disk.qcow2" in ran.err
+    assert len(content) > len(user.edge.uploads["golden"])
+
+
 async def test_a_name_that_means_something_else_is_refused(user: Shell) -> None:
     a_file(user)
     await user.does("create", "golden", "--url", "http://example.org/golden.qcow2")

@@ -20,7 +20,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from shorthorn.domain.errors import InvalidArgument, NotFound, OffsetMismatch, Unavailable
-from shorthorn.domain.image_bytes import ArtifactForm, ImageBytes, OpenArtifact, UploadState
+from shorthorn.domain.image_bytes import (
+    UPLOAD_SAMPLE,
+    ArtifactForm,
+    ImageBytes,
+    OpenArtifact,
+    UploadState,
+)
 from shorthorn.kube import user_api
 from shorthorn.web.byte_ranges import NotSatisfiable, find_range
 from shorthorn.web.guard import read_limited
@@ -257,10 +263,11 @@ def _is_known(request: Request, etag: str) -> bool:
 
 
 def _state_headers(state: UploadState) -> dict[str, str]:
-    return _TUS | {
+    headers = _TUS | {
         "Upload-Offset": str(state.offset_bytes),
         "Upload-Length": str(state.length_bytes),
     }
+    return headers | ({UPLOAD_SAMPLE: state.sample} if state.sample else {})
 
 
 def _problem(status: int, reason: str, message: str) -> JSONResponse:

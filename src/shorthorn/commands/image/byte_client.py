@@ -18,7 +18,7 @@ from urllib.parse import quote
 import aiohttp
 
 from shorthorn.commands.image.endpoint import Endpoint
-from shorthorn.domain.image_bytes import ArtifactForm
+from shorthorn.domain.image_bytes import UPLOAD_SAMPLE, ArtifactForm
 
 BLOCK_BYTES: Final = 1 << 20
 _CONNECT_S: Final = 10.0
@@ -51,10 +51,14 @@ class Lost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """How much of an upload is durable there, and of how much; `length` is None where unknown."""
+    """How much of an upload is durable there, and of how much; `length` is None where unknown.
+
+    `sample`: of what is there (`domain.upload_sample`); empty where nobody said.
+    """
 
     offset: int
     length: int | None
+    sample: str = ""
 
 
 class ByteClient:
@@ -177,7 +181,9 @@ class Patience:
 def _offset(answer: aiohttp.ClientResponse) -> Offset:
     try:
         length = answer.headers.get("Upload-Length")
-        return Offset(int(answer.headers["Upload-Offset"]), int(length) if length else None)
+        offset = int(answer.headers["Upload-Offset"])
+        sample = answer.headers.get(UPLOAD_SAMPLE, "")
+        return Offset(offset, int(length) if length else None, sample)
     except (KeyError, ValueError):
         raise Refused(
             answer.status, f"{answer.url} answered without an Upload-Offset; is it the web edge?"

@@ -8,6 +8,7 @@ command goes on. `app` puts the commands together.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import os
 import threading
@@ -31,6 +32,7 @@ from shorthorn.commands.image.waiting import raise_failure, wait_until
 from shorthorn.domain import errors
 from shorthorn.domain.image_bytes import RETRIED, RETRY_AT, UPLOAD_LENGTH
 from shorthorn.domain.models import BackingImage, SourceType
+from shorthorn.domain.upload_sample import sample_of
 from shorthorn.kube.resources import BACKING_IMAGE
 
 _QCOW2_MAGIC: Final = b"QFI\xfb"
@@ -73,7 +75,9 @@ async def upload(cluster: Cluster, client: ByteClient, wanted: Wanted, limits: L
         image = await _ensure_image(cluster, wanted, length)
         with metered(wanted.name, total=length, quiet=limits.quiet) as meter:
             if not image.is_ready:
-                await _send(cluster, client, image, _Source(file, length), limits, meter)
+                await _send(
+                    cluster, client, image, _Source(file, length, wanted.path), limits, meter
+                )
                 meter.say("sent; waiting until the image is checked")
             obj = await wait_until(
                 cluster, wanted.name, _is_hashed, timeout_s=limits.timeout_s, meter=_Saying(meter)
@@ -119,6 +123,12 @@ class _Source:
 
     file: IO[bytes]
     length: int
+    path: Path
+
+    async def sample(self, offset: int) -> str:
+        """Return the sample of the bytes before `offset` (`domain.upload_sample`)."""
+        read = functools.partial(os.pread, self.file.fileno())
+        return await asyncio.to_thread(sample_of, read, offset)
 
     async def blocks(self, start: int, end: int, meter: Meter) -> AsyncIterator[bytes]:
         """Yield the bytes from `start` to `end`. Raises: InvalidArgument: the file is shorter."""
@@ -196,9 +206,8 @@ async def _send(
 ) -> None:
     """Send all that is missing. Returns also where the image became ready by another's hand."""
     name, patience = image.meta.name, Patience(limits.retry_for_s)
-    offset = await _find_offset(cluster, client, name, patience, meter)
+    offset = await _find_place(cluster, client, name, source, patience, meter)
     while offset is not None and offset.offset < source.length:
-        _check_length(name, offset, source.length)
         end = min(source.length, offset.offset + PIECE_BYTES)
         meter.moved(offset.offset)
         try:
@@ -208,7 +217,7 @@ async def _send(
             meter.say(f"connection lost ({exc}); going on soon")
             await patience.wait(exc)
             before = offset
-            offset = await _find_offset(cluster, client, name, patience, meter)
+            offset = await _find_place(cluster, client, name, source, patience, meter)
             if offset is not None and offset.offset > before.offset:
                 patience.moved()
             continue
@@ -218,8 +227,34 @@ async def _send(
             await patience.wait(Lost("the server takes no bytes"))
         else:
             patience.moved()
-        offset = Offset(reached, offset.length)
         meter.moved(reached)
+        if reached == end:
+            offset = Offset(reached, offset.length)
+        else:  # somebody else sends as well, perhaps another file
+            offset = await _find_place(cluster, client, name, source, patience, meter)
+
+
+async def _find_place(
+    cluster: Cluster,
+    client: ByteClient,
+    name: str,
+    source: _Source,
+    patience: Patience,
+    meter: Meter,
+) -> Offset | None:
+    """Return `_find_offset`'s answer, once what is there already is the file's as well.
+
+    Raises: AlreadyExists: it is of another file. What `_find_offset` raises.
+    """
+    found = await _find_offset(cluster, client, name, patience, meter)
+    if found is None:
+        return None
+    _check_length(name, found, source.length)
+    if found.sample and found.sample != await source.sample(found.offset):
+        told = f"the {found.offset} bytes that it has are of another file than {source.path}"
+        hint = f"send that one, or `shorthorn image rm {name}` and upload again"
+        raise errors.AlreadyExists("backing image", name, f"{told}; {hint}")
+    return found
 
 
 async def _find_offset(
