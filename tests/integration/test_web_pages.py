@@ -177,7 +177,7 @@ async def test_a_form_makes_an_image_and_another_deletes_it(
     ("fields", "status", "words"),
     [
         ({"name": "UPPER", "url": "https://h/a"}, 400, "lower-case"),
-        ({"name": "golden", "url": "ftp://h/a"}, 422, "http or https"),
+        ({"name": "golden", "url": "ftp://h/a"}, 400, "http:// or https://"),
         ({"name": "golden", "url": ""}, 400, "must not be empty"),
         ({"name": "golden", "url": "https://h/a", "checksum": "abc"}, 400, "SHA-512"),
         ({"name": "taken", "url": "https://h/a"}, 409, "already"),

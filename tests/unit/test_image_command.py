@@ -67,6 +67,8 @@ def test_every_command_teaches_by_examples(command: str) -> None:
         pytest.param(
             ("create", "aa", "--url", "http://h/x", "--checksum", "ab"), "128", id="checksum"
         ),
+        pytest.param(("create", "a..b", "--url", "http://h/x"), "between dots", id="name"),
+        pytest.param(("create", "aa", "--url", "http://h x/"), "without spaces", id="url"),
         pytest.param(("export", "aa"), "either --volume or --claim", id="no volume"),
         pytest.param(("export", "aa", "--claim", "a/b/c"), "NAMESPACE/NAME", id="claim"),
         pytest.param(("export", "aa", "--volume", "v", "--format", "vmdk"), "qcow2", id="format"),
@@ -110,6 +112,8 @@ def test_an_object_leaves_out_what_was_not_asked_for() -> None:
         "sourceParameters": {"url": "http://h/x"},
     }
     assert making.read_checksum(f" {SHA.upper()}\n") == SHA
+    loud = making.image_object("golden", source_type="download", parameters={"url": "HTTP://h/X"})
+    assert loud["spec"]["sourceParameters"] == {"url": "http://h/X"}
 
 
 def test_objects_are_printed_as_kubectl_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
