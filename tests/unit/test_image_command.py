@@ -68,7 +68,7 @@ def test_every_command_teaches_by_examples(command: str) -> None:
             ("create", "aa", "--url", "http://h/x", "--checksum", "ab"), "128", id="checksum"
         ),
         pytest.param(("create", "a..b", "--url", "http://h/x"), "between dots", id="name"),
-        pytest.param(("create", "aa", "--url", "http://h x/"), "without spaces", id="url"),
+        pytest.param(("create", "aa", "--url", "http://h x/"), "%20", id="url"),
         pytest.param(("export", "aa"), "either --volume or --claim", id="no volume"),
         pytest.param(("export", "aa", "--claim", "a/b/c"), "NAMESPACE/NAME", id="claim"),
         pytest.param(("export", "aa", "--volume", "v", "--format", "vmdk"), "qcow2", id="format"),

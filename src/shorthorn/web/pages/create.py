@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from shorthorn.web.site import Site
 
 #: One request waits no longer: the script asks again, and says why it waits.
-_AWAITED_S: Final = 3.0
+_AWAITED_S: Final = 2.0
 
 
 async def show(request: Request) -> Response:
@@ -76,7 +76,6 @@ async def create(request: Request) -> Response:
         return _form(request, source, values, told, problem.status)
     location = f"/images/{values['name']}"
     if _wants_json(request):
-        await _until_awaited(site, values["name"])
         upload = f"/api/v1/images/{values['name']}/upload"
         return JSONResponse({"location": location, "upload": upload}, 201)
     return see_other(location)

@@ -87,6 +87,8 @@ document.addEventListener("htmx:sseError", async () => {
 });
 function toLogin() {
   source?.close();
+  const ended = new CustomEvent("shorthorn:ended", { cancelable: true });
+  if (!document.dispatchEvent(ended)) return; // somebody's file would be lost with this page
   location.assign(`/login?ended=1&next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
