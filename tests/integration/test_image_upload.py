@@ -110,6 +110,8 @@ async def test_an_edge_that_stays_away_ends_it_with_what_to_do(user: Shell) -> N
     (user.folder / "web.url").write_text("http://127.0.0.1:9\n")
     said = await user.is_refused("upload", "golden", "disk.qcow2", "--retry-for", "1")
     assert "the same command takes it up again" in said
+    assert "http://127.0.0.1:9: Connection refused; is the service running there" in said
+    assert "Connector" not in said
 
 
 async def test_a_service_that_restarts_on_another_port_is_found_again(user: Shell) -> None:
@@ -265,11 +267,26 @@ def everything_from(screen: int) -> bytes:
     return drawn
 
 
+async def test_a_raw_file_of_any_length_is_taken_and_its_padding_said(user: Shell) -> None:
+    content = a_file(user, 3_000_000, "odd.img")
+    ran = await user.does("upload", "golden", "odd.img")
+    assert "3000000 bytes are no whole sectors of 512" in ran.err
+    assert bytes(user.edge.uploads["golden"]) == content
+    (user.folder / "odd.qcow2").write_bytes(b"QFI\xfb" + content)
+    assert "sectors" not in (await user.does("upload", "other", "odd.qcow2")).err
+
+
+async def test_lines_come_in_the_order_of_what_happened(user: Shell) -> None:
+    a_file(user)
+    await begun(user, "disk.qcow2")
+    lines = (await user.does("upload", "golden", "disk.qcow2")).err.splitlines()
+    whole = next(i for i, line in enumerate(lines) if "(100 %)" in line)
+    assert whole < lines.index("golden: sent; waiting until the image is checked")
+
+
 async def test_wrong_usage_ends_with_two(user: Shell) -> None:
     a_file(user)
     await user.is_refused("upload", "golden", "missing.qcow2", code=2)
     await user.is_refused("upload", "golden", "disk.qcow2", "--checksum", "abc", code=2)
-    a_file(user, 1000, "odd.gz")
-    assert "is it compressed?" in await user.is_refused("upload", "golden", "odd.gz")
     (user.folder / "empty").touch()
     assert "is empty" in await user.is_refused("upload", "golden", "empty")

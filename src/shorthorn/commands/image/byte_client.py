@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -151,7 +152,7 @@ class ByteClient:
             ) as answer:
                 yield answer
         except (aiohttp.ClientError, TimeoutError) as exc:
-            raise Lost(f"{type(exc).__name__} {exc}".strip()) from exc
+            raise Lost(_in_words(exc, endpoint.url)) from exc
         except (ConnectionError, BrokenPipeError) as exc:
             raise Lost(f"{exc.strerror or type(exc).__name__}") from exc
 
@@ -176,6 +177,26 @@ class Patience:
         asked_s = after.after_s if isinstance(after, Lost) else 0.0
         await asyncio.sleep(max(self._delay_s, min(asked_s, self._retry_for_s)))
         self._delay_s = min(self._delay_s * 2, _RETRY_S_MAX)
+
+
+def _in_words(exc: Exception, url: str) -> str:
+    """Return what a lost connection means to a user, and what can be done about it."""
+    match exc:
+        case aiohttp.ClientSSLError():
+            return f"the certificate of {url} is not trusted; name another --server"
+        case aiohttp.ClientConnectorError():
+            cause = exc.os_error
+            why = cause.strerror or "no connection"
+            if cause.errno is not None and cause.errno > 0:  # asyncio puts its own words there
+                why = os.strerror(cause.errno)
+            return f"{url}: {why}; is the service running there, or its port forwarded?"
+        case TimeoutError():
+            return f"{url} does not answer in time"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+            return f"{url} ended the connection"
+        case OSError() if exc.strerror:
+            return exc.strerror
+    return f"{type(exc).__name__} {exc}".strip()
 
 
 def _offset(answer: aiohttp.ClientResponse) -> Offset:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+import typer
+
 from shorthorn.commands.image.byte_client import (
     BLOCK_BYTES,
     ByteClient,
@@ -71,7 +73,9 @@ async def upload(cluster: Cluster, client: ByteClient, wanted: Wanted, limits: L
     with wanted.path.open("rb") as file, _Hashing(wanted.path) as hashing:
         before = os.fstat(file.fileno())
         length = file.seek(0, os.SEEK_END)
-        _check_length_of_file(file, length, wanted.path)
+        note = _note_of(file, length, wanted.path)
+        if note and not limits.quiet:
+            typer.echo(f"{wanted.name}: {note}", err=True)
         image = await _ensure_image(cluster, wanted, length)
         with metered(wanted.name, total=length, quiet=limits.quiet) as meter:
             if not image.is_ready:
@@ -305,14 +309,18 @@ def _waits_for(image: BackingImage) -> str:
     return (ready.message or ready.reason) if ready else "waiting for the controller"
 
 
-def _check_length_of_file(file: IO[bytes], length: int, path: Path) -> None:
-    """Raise where the server could only refuse the file once all of it had been sent."""
+def _note_of(file: IO[bytes], length: int, path: Path) -> str:
+    """Return what becomes of a file that is no whole disk; empty where it is one.
+
+    Raises: InvalidArgument: the file is empty.
+    """
     if not length:
         raise errors.InvalidArgument("file", f"{path} is empty")
     is_qcow2 = os.pread(file.fileno(), len(_QCOW2_MAGIC), 0) == _QCOW2_MAGIC
-    if length % _SECTOR_BYTES and not is_qcow2:
-        told = f"{path} is no qcow2 image, and a raw one has a multiple of {_SECTOR_BYTES} bytes"
-        raise errors.InvalidArgument("file", f"{told}, not {length}; is it compressed?")
+    if is_qcow2 or not length % _SECTOR_BYTES:
+        return ""
+    told = f"{length} bytes are no whole sectors of {_SECTOR_BYTES}"
+    return f"{told}: as a raw image it is padded with zeros"
 
 
 def _check_length(name: str, offset: Offset, length: int) -> None:
