@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import claims, clones, copies, disks, peers, service_costs, web, writes
+from bench import claims, clones, copies, disks, pages, peers, service_costs, web, writes
 from bench.disks import GIB, MIB
 from bench.driver import connected
 from bench.report import Report
@@ -20,14 +20,15 @@ from shorthorn.engines.local import LocalEngine
 _ABOUT = """\
 Measures export and restore against qemu-img convert and cp on the same data, in turn, in one run;
 then the service: memory, start, claims, clones by extents, writes without it; images from a peer,
-and through the web page's server against nginx.
+and through the web page's server against nginx; the page's list of 5,000 images and its events
+against LIST and watch of the API server.
 Needs root, qemu-img and kubectl. Everything happens on a service of its own in a new directory,
 which is removed.
 
 Exit code 0: all promises were kept. 1: one was not. With --quick, promises about time are printed
 but not judged: a small disk on a busy machine says little about them.
 """
-_PARTS = ("start", "memory", "copies", "claims", "clones", "writes", "peers", "web")
+_PARTS = ("start", "memory", "copies", "claims", "clones", "writes", "peers", "web", "pages")
 
 
 def main() -> int:
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="bench/run", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small disks, one minute at most")
-    parser.add_argument("--rounds", type=int, help="default: 5, for 8 GiB 3; with --quick 2")
+    parser.add_argument("--rounds", type=int, help="default: 5, for 8 GiB 3, pages 20; quick: 2, 5")
     parser.add_argument(
         "--part", action="append", choices=_PARTS, help="only this; may be repeated"
     )
@@ -103,6 +104,14 @@ async def _measure(service: Service, options: argparse.Namespace, report: Report
         data_bytes = (256 * MIB) if quick else 4 * GIB
         rounds = options.rounds or (1 if quick else 4)
         report.add(web.compare(service, data_bytes=data_bytes, rounds=rounds))
+    if "pages" in parts:
+        for section in await pages.measure(
+            service,
+            images=500 if quick else 5000,
+            rounds=options.rounds or (5 if quick else 20),
+            changes=20 if quick else 200,
+        ):
+            report.add(section)
     if "writes" in parts:
         data_bytes = (64 if quick else 512) * MIB
         rounds = options.rounds or (1 if quick else 5)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench.disks import MIB
 from bench.figures import Section, median, percentile
+from bench.watches import Watch, watching
 from bench.workspace import BenchFailed
 from shorthorn.kube.client import connect
-from shorthorn.kube.informer import as_mapping
 from shorthorn.standalone import objects
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from lightkube import AsyncClient
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from bench.workspace import Service
 
 _SIZE_BYTES = 64 * MIB
-_WAIT_S = 300.0
 #: Requests under way at once when many claims are made.
 _PARALLEL = 16
 _CLASS: objects.Object = {
@@ -42,39 +41,6 @@ _CLASS: objects.Object = {
     "deletionPolicy": "Delete",
     "parameters": {"type": "bi", "export-type": "qcow2"},
 }
-
-
-class Watch:
-    """Remembers when each object first was as wanted, and hears of deletions."""
-
-    def __init__(self, is_wanted: Callable[[Any], bool]) -> None:
-        self._is_wanted = is_wanted
-        self._changed = asyncio.Event()
-        self.seen: dict[str, float] = {}
-        self.reached: dict[str, float] = {}
-
-    async def follow(self, client: AsyncClient, resource: Any) -> None:
-        """Take note of every change, until cancelled."""
-        async for change, found in client.watch(resource):
-            obj, now = as_mapping(found), time.perf_counter()
-            name = obj["metadata"]["name"]
-            if change == "DELETED":
-                self.seen.pop(name, None)
-            else:
-                self.seen.setdefault(name, now)
-                if self._is_wanted(obj):
-                    self.reached.setdefault(name, now)
-            self._changed.set()
-
-    async def until(self, is_met: Callable[[], bool]) -> None:
-        """Wait for it. Raises BenchFailed after a long time."""
-        try:
-            async with asyncio.timeout(_WAIT_S):
-                while not is_met():
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            raise BenchFailed(f"not all claims got there within {_WAIT_S:.0f} s") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +129,7 @@ async def _claim_with_data(service: Service) -> AsyncIterator[Host]:
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(client.aclose)
         snapshots, claims, volumes = [
-            await stack.enter_async_context(_watching(client, resource, is_wanted))
+            await stack.enter_async_context(watching(client, resource, is_wanted))
             for resource, is_wanted in (
                 (objects.SNAPSHOT, _is_ready),
                 (objects.PVC, _is_bound),
@@ -188,19 +154,6 @@ async def _claim_with_data(service: Service) -> AsyncIterator[Host]:
 
 def _has_nothing(watch: Watch) -> bool:
     return not watch.seen
-
-
-@contextlib.asynccontextmanager
-async def _watching(
-    client: AsyncClient, resource: Any, is_wanted: Callable[[Any], bool]
-) -> AsyncIterator[Watch]:
-    watch = Watch(is_wanted)
-    task = asyncio.create_task(watch.follow(client, resource))
-    try:
-        yield watch
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def _create(client: Any, resource: Any, obj: objects.Object) -> None:

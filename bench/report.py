@@ -118,9 +118,13 @@ def _comparisons(section: Section, what: str) -> str:
     lines = []
     for other in section.instead_of.get(what, []):
         ratios = section.ratios(what, other)
-        spread = f"{median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})"
+        spread = f"{_times(median(ratios))} ({_times(min(ratios))} to {_times(max(ratios))})"
         lines.append(f"{spread} {other}")
     return "\n".join(lines)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
 def duration(seconds: float) -> str:

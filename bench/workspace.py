@@ -108,6 +108,11 @@ class Service:
         assert self._process is not None
         return sum(_resident_bytes(pid) for pid in _family(self._process.pid))
 
+    def processor_s(self) -> float:
+        """Return the processor time that the process itself has taken so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5)
+
 
 @contextlib.contextmanager
 def workspace(parent: Path, *, pool_size: str) -> Iterator[Service]:

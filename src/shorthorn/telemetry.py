@@ -22,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shorthorn.domain.errors import Unavailable
+from shorthorn.domain.image_bytes import Direction
 from shorthorn.domain.models import CopyState, ImageCopy, Pool
 from shorthorn.kit.guest_server import GuestServer
 
@@ -66,6 +67,17 @@ class Metrics:
             "1 while this controller holds the lease.",
             registry=self.registry,
         )
+
+        self._image_bytes = Counter(
+            "shorthorn_image_bytes_total",
+            "Bytes of images that the web page and /api/v1 took (upload) and sent (download).",
+            ("direction",),
+            registry=self.registry,
+        )
+
+    def count_image_bytes(self, direction: Direction, count: int) -> None:
+        """Count bytes that have passed; 0 has the series begin, which nodes have not."""
+        self._image_bytes.labels(direction.value).inc(count)
 
     def reconciled(self, controller: str, seconds: float, outcome: str) -> None:
         """Count one reconcile."""

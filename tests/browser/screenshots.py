@@ -46,7 +46,7 @@ PICTURES = (
     Picture("upload", "/images/win-2025", 860),
     Picture("image", "/images/debian-12", 900),
     Picture("image-phone", "/images/debian-12", 844, is_phone=True),
-    Picture("delete", "/images/debian-12/delete", 480),
+    Picture("delete", "/images/debian-12", 640),
     Picture("restore", "/restore?image=debian-12", 720),
     Picture("volumes", "/volumes", 560),
     Picture("handle", "/handle", 760),
@@ -142,6 +142,9 @@ async def prepare(page: Page, name: str) -> None:
         await page.get_by_label("URL").fill(source)
         await expect(page.locator("#checked")).to_contain_text("Reachable")
         await expect(page.get_by_label("Name")).to_have_value("debian-12")
+    if name == "delete":
+        await page.get_by_role("link", name="Delete…").click()
+        await expect(page.get_by_role("dialog", name="Delete debian-12?")).to_be_visible()
     if name == "handle":
         await page.get_by_label("Handle", exact=True).fill(_HANDLE)
         await expect(page.get_by_text("names something")).to_be_visible()

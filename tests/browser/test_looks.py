@@ -82,6 +82,11 @@ async def test_axe_finds_nothing_serious(
                 await expect(page.locator("h1")).to_have_count(1)
                 if found := await serious(page):
                     complaints[name, size["width"]] = found
+            page = await visitor.go(PAGES["image"])
+            await page.get_by_role("link", name="Delete…").click()
+            await expect(page.get_by_role("dialog")).to_be_visible()
+            if found := await serious(page):
+                complaints["question", size["width"]] = found
     assert complaints == {}
 
 
@@ -98,6 +103,12 @@ async def test_a_phone_never_scrolls_sideways(
             width = await page.evaluate("document.documentElement.scrollWidth")
             if width > PHONE["width"]:
                 too_wide[name] = width
+        page = await visitor.go(PAGES["long-name"])
+        await page.get_by_role("link", name="Delete…").click()
+        question = page.get_by_role("dialog")
+        await expect(question).to_be_visible()
+        assert await question.evaluate("d => d.scrollWidth <= d.clientWidth")
+        assert await question.evaluate("d => d.getBoundingClientRect().width") < PHONE["width"]
     assert too_wide == {}
 
 

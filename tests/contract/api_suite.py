@@ -370,6 +370,19 @@ class ApiSuite:
             await api.put(image)
         assert "sourceType is immutable" in error.message
 
+    @pytest.mark.parametrize("parameters", [None, {}, {"url": "x"}, {"backing-image": ""}])
+    async def test_a_clone_names_what_it_is_made_of(
+        self, api: Api, parameters: dict[str, str] | None
+    ):
+        body = api.body()
+        body["spec"] = {"sourceType": "clone", "sourceParameters": parameters}
+        answer = await api.http.post(api.images(), json=body)
+        assert (answer.status_code, answer.json()["reason"]) == (422, "Invalid")
+        assert "sourceType clone needs sourceParameters.backing-image" in answer.json()["message"]
+        body["spec"]["sourceParameters"] = {"backing-image": "not-there-yet"}
+        answer = await api.http.post(api.images(), json=body)
+        assert answer.status_code == 201, answer.text
+
     async def test_yaml_is_read_too(self, api: Api):
         body = (
             "apiVersion: longhorn.io/v1beta2\nkind: BackingImage\n"

@@ -219,9 +219,13 @@ class Cluster:
             for image in reconciler.images_of_pool(name):
                 images.enqueue(image)
 
+        def image_changed(name: str) -> None:
+            for image in (name, *reconciler.clones_of_image(name)):
+                images.enqueue(image)
+
         for controller in (images, clones):
             self.process.spawn(controller.run())
-        self.process.spawn(_follow(self.images, images.enqueue))
+        self.process.spawn(_follow(self.images, image_changed))
         self.process.spawn(_follow(self.copies, follow(reconciler.image_of_copy)))
         self.process.spawn(_follow(self.volumes, follow(reconciler.image_of_volume)))
         self.process.spawn(_follow(self.pools, pool_changed))

@@ -94,6 +94,8 @@ class MemoryChecksummer:
     def __init__(self) -> None:
         self.found = CHECKSUM
         self.failure: OSError | None = None
+        #: What `base_problem` says or fails of.
+        self.base: str | Exception = ""
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -102,6 +104,11 @@ class MemoryChecksummer:
         if self.failure is not None:
             raise self.failure
         return self.found
+
+    async def base_problem(self, record: ImageRecord, report: ReportProgress) -> str:
+        if isinstance(self.base, Exception):
+            raise self.base
+        return self.base
 
 
 class MemoryClaims:

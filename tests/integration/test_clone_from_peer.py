@@ -119,7 +119,7 @@ async def test_a_clone_of_a_deleted_image_fails(pair: Pair) -> None:
     await pair.there.copies.delete(pair.there.name)
     await pair.there.reconciler.reconcile(pair.there.name)
     await pair.begin()
-    failed = await pair.until(CopyState.FAILED, "BackingImageFailed")
+    failed = await pair.until(CopyState.FAILED, "NotFound")
     assert "was deleted" in failed.status.message
     assert pair.here.staged() == []
 

@@ -22,7 +22,7 @@ from tests.integration.daemon_process import ROOT, ServiceProcess, poll, running
 from tests.integration.service_api import SYSTEM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = [pytest.mark.root, pytest.mark.xfs]
 
@@ -348,6 +348,39 @@ def test_an_image_is_cloned_verified_and_tried_again(host: Host, raw: Path, tmp_
     assert sha512(raw) in host.does("verify", "golden", "--wait")
     assert "not ready" in host.is_refused("download", "second", tmp_path / "bad")
     host.does("retry", "second", "--wait")
+    assert sha512(raw) in host.does("verify", "second", "--wait")
+
+
+def test_a_damaged_base_of_a_whole_artifact_is_told(host: Host, raw: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image.qcow2"
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image)]
+    subprocess.run(argv, check=True)
+    host.does("upload", "golden", image)
+    assert sha512(image) in host.does("verify", "golden", "--wait")
+    base = next((host.service.pool / "images").glob("golden/*/base.raw"))
+    with base.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+    assert "base.raw, which volumes are made of" in host.is_refused("verify", "golden", "--wait")
+    assert "not ready" in host.is_refused("download", "golden", tmp_path / "bad")
+
+
+def test_a_clone_that_is_made_first_waits_for_its_origin(host: Host, raw: Path) -> None:
+    host.does("create", "second", "--from-image", "golden")
+
+    def says(words: str) -> Callable[[], bool]:
+        return lambda: words in host.does("show", "second")
+
+    poll(says("waits for backing image golden, which does not exist"), what="it does not wait")
+    path = host.begin_upload("golden", raw.stat().st_size)
+    poll(says("waits for backing image golden to be ready"), what="it does not see its origin")
+    with host.http as http:
+        assert http.delete(path).status_code == 204
+    assert "given up" in host.failure("second")
+    host.does("retry", "golden")
+    poll(says("waits for backing image golden to be ready"), what="it stays failed")
+    host.does("upload", "golden", raw)
     assert sha512(raw) in host.does("verify", "second", "--wait")
 
 

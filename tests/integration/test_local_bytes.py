@@ -288,6 +288,24 @@ async def test_a_clone_shares_all_blocks_of_its_origin(xfs_dir: Path) -> None:
             assert b"".join([chunk async for chunk in opened.chunks]) == DATA
 
 
+async def _says(host: Host, message: str) -> None:
+    """Reconcile until the copy says so."""
+    async with asyncio.timeout(30):
+        while (copy := await host.copies.find(host.name)) and copy.status.message != message:
+            await host.reconciler.reconcile(host.name)
+            await asyncio.sleep(0.002)
+
+
+async def test_an_upload_says_in_sizes_for_people_how_far_it_is(xfs_dir: Path) -> None:
+    async with host_in(xfs_dir) as host:
+        await host.begin(700 * MIB)
+        await _says(host, "waiting for bytes, 0 of 700 MiB")
+        await host.bytes.append(KEY.name, 0, pieces(bytes(3 * MIB // 2)))
+        again = await host.again()  # where nobody sends, it tells at once where it goes on
+        await _says(again, "waiting for bytes, 1.5 MiB of 700 MiB")
+        await again.close()
+
+
 async def _verified(host: Host, value: str) -> ImageCopy:
     """Ask for a verification, and reconcile until it has been carried out."""
     copy = await host.copies.find(host.name)

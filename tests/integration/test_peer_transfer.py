@@ -305,7 +305,7 @@ async def test_a_full_pool_is_told_before_it_is_full_and_nothing_is_left(
     try:
         async with node(xfs_dir / "a", tls) as a:
             await keep(a.engine, source, source)
-            with pytest.raises(NoSpace, match=f"{12 * MIB} bytes needed"):
+            with pytest.raises(NoSpace, match=f"{12 * MIB} bytes\\) needed"):
                 await fetch(tls, [a.peer], small / "staging")
             assert list((small / "staging").iterdir()) == []
     finally:

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes.memory_bytes import MemoryBytes
 from tests.integration.web_site import Running, running_site
 
+from shorthorn.domain.image_bytes import Direction
 from shorthorn.domain.models import BackingImage, BackingImageSpec, Meta
 from shorthorn.domain.upload_sample import sample_of
 
@@ -188,6 +189,28 @@ async def test_who_leaves_early_frees_the_reader(machine: Machine, held: MemoryB
         async for _ in stream.aiter_raw():
             break
     await freed(held)
+
+
+async def test_bytes_that_pass_are_counted_as_they_pass(
+    machine: Machine, held: MemoryBytes
+) -> None:
+    counted = machine.running.counted
+    machine.held.await_bytes("golden", 5000)
+    assert (await machine.patch(7, DATA[:10])).status_code == 409
+    assert (await machine.patch(0, DATA[:5001])).status_code == 422
+    assert counted == {}
+    assert (await machine.patch(0, DATA[:2000])).status_code == 204
+    assert (await machine.patch(2000, DATA[2000:5000])).status_code == 204
+    assert counted[Direction.UPLOAD] == 5000
+    await machine.http.head(ARTIFACT)
+    assert counted[Direction.DOWNLOAD] == 0
+    await machine.http.get(ARTIFACT, headers={"Range": "bytes=0-99"})
+    await freed(held)
+    assert counted[Direction.DOWNLOAD] == 100
+    await machine.http.get("/api/v1/images/golden/raw.zst")
+    await freed(held)
+    assert counted[Direction.DOWNLOAD] == 100 + len(DATA)
+    assert counted[Direction.UPLOAD] == 5000
 
 
 async def test_an_image_that_is_not_ready_has_no_bytes(machine: Machine) -> None:

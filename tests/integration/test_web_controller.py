@@ -49,6 +49,9 @@ def test_a_token_signs_in_to_every_replica(tmp_path: Path) -> None:
             for url in urls:
                 assert http.get(f"{url}/images").status_code == 200
                 assert http.get(f"{url}/metrics").status_code == 404
+        for direction in ("upload", "download"):
+            series = f'shorthorn_image_bytes_total{{direction="{direction}"}} 0.0'
+            assert series in replicas[0].get("/metrics")[1]
         assert [replica.stop() for replica in replicas] == [0, 0]
     finally:
         for replica in replicas:

@@ -168,6 +168,13 @@ async def test_a_form_makes_an_image_and_another_deletes_it(
     assert image is not None
     assert image.spec.source_parameters == {"url": url}
     assert "No volume was made" in (await browser.http.get("/images/golden/delete")).text
+    page = await browser.http.get("/images/golden")
+    assert re.search(r'<a [^>]*href="/images/golden/delete" data-dialog', page.text)
+    asked = await browser.http.get("/images/golden/delete", headers={"X-Dialog": "1"})
+    assert asked.headers["x-dialog"] == "1"
+    assert "<html" not in asked.text
+    assert '<h2 id="dialog-title">Delete golden?</h2>' in asked.text
+    assert "No volume was made" in asked.text
     gone = await browser.post("/images/golden/delete")
     assert (gone.status_code, gone.headers["location"]) == (303, "/images")
     assert await running.registries.images.find("golden") is None

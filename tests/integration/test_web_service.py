@@ -31,6 +31,8 @@ def test_the_link_signs_in_and_port_and_session_survive_a_restart(tmp_path: Path
         assert http.get(link).status_code == 403
         metrics = http.get(f"{base}/metrics").text
         assert "shorthorn_pool_capacity_bytes" in metrics
+        for direction in ("upload", "download"):
+            assert f'shorthorn_image_bytes_total{{direction="{direction}"}} 0.0' in metrics
         assert http.get(f"{base}/readyz").text == "ok\n"
 
         again = service.run("login")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from lightkube import AsyncClient
 
 from shorthorn.daemon.parts import Registries
 from shorthorn.daemon.web import WebServer, loopback_hosts, watched_of
-from shorthorn.domain.image_bytes import ImageBytes
+from shorthorn.domain.image_bytes import Direction, ImageBytes
 from shorthorn.kube import in_process
 from shorthorn.kube.client import connect
 from shorthorn.kube.registry import KubeRegistry
@@ -47,6 +48,7 @@ class Running:
     client: AsyncClient
     registries: Registries
     links: LoginLinks
+    counted: Counter[Direction]
 
     def browser(self) -> httpx2.AsyncClient:
         """Return a client without a session."""
@@ -117,6 +119,7 @@ async def running_site(
         key = make_key()
         timing = {"clock": clock} if clock is not None else {}
         links = LoginLinks(key, **timing)
+        passed: Counter[Direction] = Counter()
         site = Site(
             namespace=NAMESPACE,
             driver_name="driver.longhorn.io",
@@ -129,13 +132,14 @@ async def running_site(
             links=links,
             links_token=token,
             metrics=_metrics,
+            count_bytes=lambda direction, count: passed.update({direction: count}),
         )
         listener = open_socket(TcpAddress("127.0.0.1", 0))
         port = listener.getsockname()[1]
         server = WebServer(site, listener, hosts=loopback_hosts("127.0.0.1", port))
         await server.start()
         stack.push_async_callback(server.stop)
-        yield Running(site, f"http://127.0.0.1:{port}", token, client, registries, links)
+        yield Running(site, f"http://127.0.0.1:{port}", token, client, registries, links, passed)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

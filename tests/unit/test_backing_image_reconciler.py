@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -295,3 +296,19 @@ async def remove_by_force(host: Host) -> None:
         dataclasses.replace(copy, meta=dataclasses.replace(copy.meta, finalizers=()))
     )
     await host.copies.delete(COPY)
+
+
+@pytest.mark.parametrize(("waited_s", "delay_s"), [(0, 5), (200, 20), (86_400, 60)])
+async def test_an_image_that_no_pool_can_take_is_looked_at_less_often_the_longer_it_waits(
+    host: Host, waited_s: int, delay_s: int
+) -> None:
+    await host.create(node_selector=("no-pool-has-it",))
+    created_at = (await host.get()).meta.created_at or datetime.now(UTC)
+    host.reconciler = BackingImageReconciler(
+        host.images,
+        host.copies,
+        host.pools,
+        host.volumes,
+        clock=lambda: created_at + timedelta(seconds=waited_s),
+    )
+    assert await host.settle() == delay_s

@@ -194,6 +194,23 @@ def test_a_transition_rule_judges_updates_only() -> None:
     ]
 
 
+def test_a_rule_does_not_judge_what_an_update_leaves_as_it_is() -> None:
+    inner = with_rules(OBJECT, "has(self.a)")
+    outer = {"type": "object", "properties": {"kept": inner, "n": INTEGER}}
+    compiled = schema(with_rules(outer, "self.n > 0"))
+    broken = {"kept": {"n": 1}, "n": 0}
+    assert fields(compiled, broken) == ["spec", "spec.kept"]
+    assert fields(compiled, broken, old=broken) == []
+    assert fields(compiled, {**broken, "n": 1}, old=broken) == []
+    assert fields(compiled, {**broken, "n": -1}, old=broken) == ["spec"]
+    assert fields(compiled, {"kept": {"n": 2}, "n": 1}, old=broken) == ["spec.kept"]
+
+
+def test_a_transition_rule_judges_also_what_is_as_it_was() -> None:
+    compiled = schema(with_rules(OBJECT, "self.n > oldSelf.n"))
+    assert fields(compiled, {"n": 1}, old={"n": 1}) == ["spec"]
+
+
 def test_members_of_maps_and_list_maps_meet_their_own_old_values() -> None:
     member = {"type": "object", "properties": {"name": STRING, "x": FROZEN}}
     compiled = schema(

@@ -18,16 +18,18 @@ from shorthorn.domain.copies import (
     CLEANUP_WAIT,
     RECOVERY_WAIT,
     SYNCS_MAX,
+    last_references,
+    plan_copies,
+)
+from shorthorn.domain.copy_scene import is_alive, room_needed
+from shorthorn.domain.copy_steps import (
     CreateCopy,
     DropWish,
     NoteRetry,
     Refuse,
     RemoveCopy,
     Wait,
-    last_references,
-    plan_copies,
 )
-from shorthorn.domain.copy_scene import Origin, is_alive, room_needed
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageSpec,
@@ -568,7 +570,7 @@ def test_any_order_of_events_converges_and_loses_nothing(floor, nodes, events):
             raise AssertionError(f"a copy was asked for on {uuid}")
 
 
-# --- uploads, clones, and what is asked for again
+# --- uploads, and what is asked for again
 
 
 def annotated(made, **annotations):
@@ -576,8 +578,8 @@ def annotated(made, **annotations):
     return dataclasses.replace(made, meta=dataclasses.replace(made.meta, annotations=keys))
 
 
-def reasons(wanted, pools, origin=None):
-    steps = plan_copies(wanted, [], pools, [], NOW, origin)
+def reasons(wanted, pools):
+    steps = plan_copies(wanted, [], pools, [], NOW)
     return [step.reason for step in steps if isinstance(step, Refuse | Wait)]
 
 
@@ -592,29 +594,6 @@ def test_an_upload_goes_where_its_length_fits():
 def test_an_upload_without_a_length_is_refused(text):
     wanted = annotated(image(source="upload"), upload_length=text)
     assert reasons(wanted, [pool("a")]) == ["InvalidArgument"]
-
-
-def origin_on(uuid, *, checksum="c", ready=True):
-    made = image()
-    status = dataclasses.replace(
-        made.status, checksum=checksum, conditions=(Condition("Ready", ready, "Ready"),)
-    )
-    return Origin(dataclasses.replace(made, status=status), [copy(uuid)])
-
-
-def test_a_clone_is_made_beside_its_origin():
-    pools = [pool("a", room=9 * GIB), pool("b", room=3 * GIB)]
-    wanted = image(source="clone", parameters={"backing-image": "o"})
-    steps = plan_copies(wanted, [], pools, [], NOW, origin_on("b"))
-    assert steps == (CreateCopy(pools[1], "clone"),)
-
-
-def test_a_clone_of_nothing_or_that_encrypts_is_refused_and_one_of_an_unready_image_waits():
-    wanted = image(source="clone", parameters={"backing-image": "o"})
-    assert reasons(wanted, [pool("a")]) == ["NotFound"]
-    assert reasons(wanted, [pool("a")], origin_on("a", ready=False)) == ["SourceNotReady"]
-    secret = image(source="clone", parameters={"backing-image": "o", "encryption": "encrypt"})
-    assert reasons(secret, [pool("a")], origin_on("a")) == ["UnsupportedSource"]
 
 
 def test_a_failed_copy_is_made_anew_once_for_each_value():

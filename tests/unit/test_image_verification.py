@@ -15,6 +15,7 @@ from tests.fakes.memory_engine import CHECKSUM
 from tests.unit import test_backing_image_reconciler as controller
 from tests.unit import test_image_copy_reconciler as node
 
+from shorthorn.domain.errors import Unavailable
 from shorthorn.domain.image_bytes import RETRIED, RETRY_AT, VERIFY_AT
 from shorthorn.domain.image_status import gather
 from shorthorn.domain.models import CopyState, ImageCopy, ImageCopySpec, Meta, Pool, PoolSpec
@@ -72,33 +73,45 @@ async def test_a_copy_is_hashed_again_once_for_each_value(host: node.Host) -> No
     assert second.verified_at > first.verified_at
 
 
-@pytest.mark.parametrize("damage", ["other-bytes", errno.EIO, errno.ENOENT])
-async def test_damaged_bytes_condemn_the_copy_for_good(host: node.Host, damage: str | int) -> None:
+DAMAGES = ["other-bytes", "base-differs", OSError(errno.EIO, "base.raw"), errno.EIO, errno.ENOENT]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_damaged_bytes_condemn_the_copy_for_good(
+    host: node.Host, damage: str | int | OSError
+) -> None:
     await host.create("download", node.WEB)
     await host.settle()
     if isinstance(damage, int):
         host.checksummer.failure = OSError(damage, "the disk says no")
-    else:
+    elif damage == "other-bytes":
         host.checksummer.found = "d" * 128
+    else:
+        host.checksummer.base = damage
     await annotate_copy(host, T1)
     await host.settle()
     failed = (await host.get()).status
     assert (failed.state, failed.reason, failed.verify_at) == (CopyState.FAILED, "Corrupt", T1)
-    shown = "d" * 128 if damage == "other-bytes" else "cannot be read"
-    assert shown in failed.message
+    shown = {"other-bytes": "d" * 128, "base-differs": "base.raw, which volumes are made of"}
+    assert shown.get(str(damage), "cannot be read") in failed.message
     host.checksummer.failure, host.checksummer.found = None, CHECKSUM
+    host.checksummer.base = ""
     assert await host.engine.find_image(node.KEY) is not None
     await host.restart()
     await host.settle()
     assert (await host.get()).status == failed
 
 
+@pytest.mark.parametrize("is_base", [False, True])
 async def test_a_copy_that_cannot_be_read_now_stays_ready_and_is_tried_again(
-    host: node.Host,
+    host: node.Host, is_base: bool
 ) -> None:
     await host.create("download", node.WEB)
     await host.settle()
-    host.checksummer.failure = OSError(errno.EMFILE, "too many files")
+    if is_base:
+        host.checksummer.base = Unavailable("the comparison", "QEMU was killed")
+    else:
+        host.checksummer.failure = OSError(errno.EMFILE, "too many files")
     await annotate_copy(host, T1)
     for _ in range(20):
         if await host.step() is not None:
@@ -106,7 +119,7 @@ async def test_a_copy_that_cannot_be_read_now_stays_ready_and_is_tried_again(
         await host.woken.wait()
     assert (await host.get()).status.state is CopyState.READY
     assert (await host.get()).status.verify_at == ""
-    host.checksummer.failure = None
+    host.checksummer.failure, host.checksummer.base = None, ""
     await host.settle()
     assert (await host.get()).status.verify_at == T1
 

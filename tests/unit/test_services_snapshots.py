@@ -150,7 +150,7 @@ async def test_a_failed_export_leaves_nothing_and_can_be_tried_again(
     host.engine.faults[method] = NoSpace("pool", GIB, 5)
     error = await refused(call.create_snapshot("snapshot-1", "pvc-1", type="bi"))
     assert error.code is StatusCode.RESOURCE_EXHAUSTED
-    assert "5 free" in error.text
+    assert "5 bytes free" in error.text
     assert host.images.cached() == []
     assert host.copies.cached() == []
     assert host.engine.fixed == {}

@@ -205,7 +205,7 @@ async def test_a_caller_that_is_cancelled_leaves_a_volume_that_its_retry_gets(
 
 async def test_a_full_pool_is_told_after_nothing_is_left(host: World, call: Caller) -> None:
     host.engine.faults["create_volume"] = NoSpace("pool", GIB, 5)
-    with pytest.raises(CallFailed, match="5 free") as caught:
+    with pytest.raises(CallFailed, match="5 bytes free") as caught:
         await call.create_volume("pvc-1")
     assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
     assert host.volumes.cached() == []

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from shorthorn.domain.errors import Unavailable
+from shorthorn.domain.image_bytes import Direction
 from shorthorn.domain.models import (
     CopyState,
     ImageCopy,
@@ -69,6 +70,9 @@ async def test_metrics_are_read_when_they_are_asked_for() -> None:
     metrics.watch_leading(lambda: True)
     metrics.reconciled("volume", 0.02, "ok")
     metrics.reconciled("volume", 0.02, "InUse")
+    metrics.count_image_bytes(Direction.UPLOAD, 0)
+    metrics.count_image_bytes(Direction.DOWNLOAD, 500)
+    metrics.count_image_bytes(Direction.DOWNLOAD, 23)
     async with serving(metrics, []) as http:
         text = (await http.get("/metrics")).text
     lines = text.splitlines()
@@ -77,6 +81,8 @@ async def test_metrics_are_read_when_they_are_asked_for() -> None:
         'shorthorn_reconciles_total{controller="volume",outcome="InUse"} 1.0',
         'shorthorn_reconcile_duration_seconds_count{controller="volume"} 2.0',
         "shorthorn_leading 1.0",
+        'shorthorn_image_bytes_total{direction="upload"} 0.0',
+        'shorthorn_image_bytes_total{direction="download"} 523.0',
         'shorthorn_pool_capacity_bytes{node="node-a",pool="uuid"} 100.0',
         'shorthorn_pool_promised_bytes{node="node-a",pool="uuid"} 500.0',
         'longhorn_backing_image_state{backing_image="image-ready",disk="uuid",node="node-a"} 4.0',

@@ -20,7 +20,9 @@ from datetime import UTC, datetime
 from shorthorn.controllers.finalizers import hold, release
 from shorthorn.domain import copies as plans
 from shorthorn.domain import errors, image_status, names
-from shorthorn.domain.copies import (
+from shorthorn.domain.clone_plan import SOURCE_NOT_READY
+from shorthorn.domain.copy_scene import Origin, is_alive, promised_length
+from shorthorn.domain.copy_steps import (
     CopyStep,
     CreateCopy,
     DropWish,
@@ -29,7 +31,6 @@ from shorthorn.domain.copies import (
     RemoveCopy,
     Wait,
 )
-from shorthorn.domain.copy_scene import Origin, is_alive, promised_length
 from shorthorn.domain.image_bytes import (
     CLONE_SOURCE,
     CLONE_UUID,
@@ -54,7 +55,9 @@ from shorthorn.domain.planning import DATA_FINALIZER, IMAGE_FINALIZER
 from shorthorn.domain.ports import Registry
 
 _UUID_BYTES = 4
-_RETRY_S = 5.0
+_ROOM_S = (5.0, 60.0)
+"""How soon an image that no pool can take is looked at again, for room that was made: at first, and
+when it has waited for long. A thousand that wait cost a fifth of a processor at five seconds."""
 _RECHECK_S = 300.0
 """How often an image with several copies is looked at without cause: whether one is not used any
 more. Copies that nobody uses stay an hour, so that a few minutes matter to nobody."""
@@ -83,6 +86,8 @@ class BackingImageReconciler:
         self._told_of_pool: dict[str, Hashable] = {}
         #: Images that lack something that another pool could give.
         self._lacking: set[str] = set()
+        #: Of each clone that is not made yet, the image that it is made of.
+        self._origin_of_clone: dict[str, str] = {}
         self._adopting = asyncio.Lock()
         self._has_adopted = False
 
@@ -126,13 +131,17 @@ class BackingImageReconciler:
         there = {c.spec.image for c in self._copies.cached() if c.spec.pool_uuid == pool_name}
         return sorted(there | self._lacking)
 
+    def clones_of_image(self, name: str) -> Sequence[str]:
+        """Return the images to look at when an image changed or went: clones that wait for it."""
+        return sorted(clone for clone, origin in self._origin_of_clone.items() if origin == name)
+
     # --- one image
 
     async def reconcile(self, name: str) -> float | None:
         await self._adopt()
         image = await self._images.find(name)
         if image is None:
-            self._lacking.discard(name)
+            self._forget(name)
             return None
         listed = await self._copies.list(labels=image_selector(name))
         copies = sorted(
@@ -156,7 +165,7 @@ class BackingImageReconciler:
         for copy in copies:
             await self._copies.delete(copy.meta.name)
         if not copies and IMAGE_FINALIZER in image.meta.finalizers:
-            self._lacking.discard(image.meta.name)
+            self._forget(image.meta.name)
             await release(self._images, image, IMAGE_FINALIZER)
         return None
 
@@ -194,12 +203,20 @@ class BackingImageReconciler:
                 await self._copies.update(dataclasses.replace(found, meta=meta))
 
     async def _find_origin(self, image: BackingImage, copies: Sequence[ImageCopy]) -> Origin | None:
-        """Return what a clone that has no copy yet is made of; None where there is nothing."""
-        if copies or image.spec.source_type != SourceType.CLONE:
+        """Return what a clone that is not made yet is made of; None where there is nothing.
+
+        Whoever follows images is told first, by `clones_of_image`: no change is missed.
+        """
+        is_made = any(copy.status.state is CopyState.READY for copy in copies)
+        if image.spec.source_type != SourceType.CLONE or is_made:
+            self._origin_of_clone.pop(image.meta.name, None)
             return None
         name = image.spec.source_parameters.get(CLONE_SOURCE, "")
+        self._origin_of_clone[image.meta.name] = name
+        if copies and not any(copy.status.reason for copy in copies):
+            return None  # nothing hinders it
         origin = await self._images.find(name) if name else None
-        if origin is None or origin.meta.deleting or name == image.meta.name:
+        if origin is None:
             return None
         listed = await self._copies.list(labels=image_selector(name))
         there = [c for c in listed if c.spec.image_uuid == origin.status.uuid]
@@ -224,6 +241,10 @@ class BackingImageReconciler:
             case Refuse() | Wait():
                 pass
         return image
+
+    def _forget(self, name: str) -> None:
+        self._lacking.discard(name)
+        self._origin_of_clone.pop(name, None)
 
     def _remember(self, image: BackingImage, steps: Sequence[CopyStep]) -> None:
         if any(isinstance(step, Wait) and step.reason == "NoPool" for step in steps):
@@ -280,9 +301,15 @@ def _told(image: BackingImage, steps: Sequence[CopyStep], now: datetime) -> Back
     for step in steps:
         if isinstance(step, Refuse):
             return image_status.failed(image, step.reason, step.message, now)
-        if isinstance(step, Wait) and image.failure is None:
+        if isinstance(step, Wait) and (image.failure is None or _is_clones(image, step)):
             return image_status.waiting(image, step.reason, step.message, now)
     return image.status
+
+
+def _is_clones(image: BackingImage, step: Wait) -> bool:
+    """Whether a clone that failed before it was begun goes on, and waits for something else."""
+    is_clone = image.spec.source_type == SourceType.CLONE
+    return is_clone and step.reason in (SOURCE_NOT_READY, "NoPool")
 
 
 def _delay_s(
@@ -294,8 +321,15 @@ def _delay_s(
         if isinstance(step, Wait) and step.until is not None:
             delays.append(max(0.1, (step.until - now).total_seconds()))
         elif isinstance(step, Wait) and step.reason == "NoPool":
-            delays.append(_RECHECK_S if image.is_ready else _RETRY_S)
+            delays.append(_RECHECK_S if image.is_ready else _room_delay_s(image, now))
     return min(delays, default=None)
+
+
+def _room_delay_s(image: BackingImage, now: datetime) -> float:
+    """Return a tenth of the image's age, within bounds."""
+    age_s = (now - (image.meta.created_at or now)).total_seconds()
+    soonest, latest = _ROOM_S
+    return min(max(age_s / 10, soonest), latest)
 
 
 def _copy_of(image: BackingImage, pool: Pool, source_type: str, origin: Origin | None) -> ImageCopy:

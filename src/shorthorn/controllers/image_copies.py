@@ -14,7 +14,7 @@ import asyncio
 import dataclasses
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from shorthorn.domain.models import (
     ImageFormat,
     ImageKey,
     ImageRecord,
+    Peer,
     Pool,
     Progress,
     SourceType,
@@ -227,21 +228,32 @@ class ImageCopyReconciler:
         staging = await self._engine.staging_dir(key)
         if record is not None and self._cloner is not None:
             made = await self._cloner.clone(record, key, staging)
-        elif self._peers is not None and self._pools is not None:
-            spec = dataclasses.replace(copy.spec, image=origin.name, image_uuid=origin.uuid)
-            of_origin = dataclasses.replace(copy, spec=spec)
-            peers = await peers_with_image(self._copies, self._pools, of_origin)
-            if not peers and await has_copies(self._copies, of_origin):
-                raise errors.Unavailable("peers", f"no node with image {origin.name} is there now")
-            if not peers:
-                raise errors.ImageFailed(key.name, f"image {origin.name} was deleted")
-            made = await self._peers.fetch_image(origin, peers, expected, staging, report)
         else:
-            raise errors.ImageFailed(key.name, f"image {origin.name} is not in this pool")
+            peers = await self._peers_with_origin(copy, origin)
+            if self._peers is None:
+                raise errors.Unavailable("pool", f"it has no sound copy of image {origin.name}")
+            made = await self._peers.fetch_image(origin, peers, expected, staging, report)
         if expected not in ("", made.checksum):
             raise errors.ChecksumMismatch(key.name, expected, made.checksum)
         source = {"type": str(SourceType.CLONE), CLONE_SOURCE: origin.name}
         return await self._engine.commit_image(dataclasses.replace(made, key=key, source=source))
+
+    async def _peers_with_origin(self, copy: ImageCopy, origin: ImageKey) -> Sequence[Peer]:
+        """Return who can give what a clone is made of; where there are no peers, nobody.
+
+        Raises: NotFound: it was deleted. Unavailable: nobody can at this moment.
+        """
+        spec = dataclasses.replace(copy.spec, image=origin.name, image_uuid=origin.uuid)
+        of_origin = dataclasses.replace(copy, spec=spec)
+        if not await has_copies(self._copies, of_origin):
+            raise errors.NotFound("backing image", origin.name, "it was deleted")
+        if self._pools is None:
+            return ()
+        peers = await peers_with_image(self._copies, self._pools, of_origin)
+        if not peers:
+            problem = f"no node with a ready copy of image {origin.name} is there now"
+            raise errors.Unavailable("peers", problem)
+        return peers
 
     async def _find_sound(self, image: ImageKey) -> ImageRecord | None:
         """Return another image of this pool, if it is there and not known to be damaged."""
@@ -258,20 +270,26 @@ class ImageCopyReconciler:
         self._transfers.start(copy.meta.name, work)
 
     def _start_verification(self, copy: ImageCopy, record: ImageRecord) -> None:
-        """Hash the artifact again. Ends with Corrupt where it is not what was written."""
+        """Hash the artifact again, and compare the base with it. Ends with Corrupt where one is not
+        what was written.
+        """
         name = copy.meta.name
 
         async def work(report: ReportProgress) -> ImageRecord:
             path = Path(record.artifact_path)
             try:
                 found = await self._checksummer.sha512(path, report, from_disk=True)
+                if found != record.checksum:
+                    problem = f"its SHA-512 was {record.checksum} and is now {found}"
+                    raise errors.Corrupt("image copy", name, problem)
+                problem = await self._checksummer.base_problem(record, report)
             except OSError as exc:
                 if exc.errno not in _DAMAGED:
                     raise
                 raise errors.Corrupt("image copy", name, f"it cannot be read: {exc}") from exc
-            if found != record.checksum:
-                problem = f"its SHA-512 was {record.checksum} and is now {found}"
-                raise errors.Corrupt("image copy", name, problem)
+            if problem:
+                whole = f"base.raw, which volumes are made of, is not what it was: {problem}"
+                raise errors.Corrupt("image copy", name, whole)
             return record
 
         self._verifying[name] = copy.meta.annotations[VERIFY_AT]

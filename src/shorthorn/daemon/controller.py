@@ -33,6 +33,7 @@ from shorthorn.daemon.parts import (
 from shorthorn.daemon.program import Program, StartFailed
 from shorthorn.daemon.web import WebServer, open_everywhere, watched_of
 from shorthorn.domain.errors import DomainError, NotFound, Unavailable
+from shorthorn.domain.image_bytes import Direction
 from shorthorn.images.peer_bytes import PeerBytes
 from shorthorn.kit import heap
 from shorthorn.kit.keyed import KeyedOperations
@@ -123,6 +124,8 @@ class ControllerProgram(Program):
         users = connect_users(settings.kubeconfig, self._client)
         identity = PeerIdentity(self._client, namespace=settings.namespace)
         self._spawn(identity.run())
+        for direction in Direction:
+            self._metrics.count_image_bytes(direction, 0)
         image_bytes = PeerBytes(registries.copies, registries.pools, identity)
         site = Site(
             namespace=settings.namespace,
@@ -133,6 +136,7 @@ class ControllerProgram(Program):
             image_bytes=image_bytes,
             sessions=Sessions(await self._web_key()),
             cookie="shorthorn",
+            count_bytes=self._metrics.count_image_bytes,
             obstacles=self._obstacles,
         )
         server = WebServer(site, listener, hosts=None)

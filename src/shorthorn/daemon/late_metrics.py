@@ -11,6 +11,8 @@ import importlib
 from collections import deque
 from typing import TYPE_CHECKING
 
+from shorthorn.domain.image_bytes import Direction
+
 if TYPE_CHECKING:
     from shorthorn.daemon.parts import Registries
     from shorthorn.telemetry import Metrics
@@ -20,10 +22,11 @@ _EARLY_MAX = 10_000
 
 
 class LateMetrics:
-    """Counts reconciles; `watch` once, before `text`."""
+    """Counts reconciles and bytes; `watch` once, before `text`."""
 
     def __init__(self) -> None:
         self._early: deque[tuple[str, float, str]] = deque(maxlen=_EARLY_MAX)
+        self._early_bytes = dict.fromkeys(Direction, 0)
         self._metrics: Metrics | None = None
         self._registries: Registries | None = None
 
@@ -38,6 +41,13 @@ class LateMetrics:
         else:
             self._metrics.reconciled(controller, seconds, outcome)
 
+    def count_image_bytes(self, direction: Direction, count: int) -> None:
+        """Count bytes of images that have passed."""
+        if self._metrics is None:
+            self._early_bytes[direction] += count
+        else:
+            self._metrics.count_image_bytes(direction, count)
+
     async def text(self) -> bytes:
         """Return all metrics in the format that Prometheus reads."""
         await asyncio.to_thread(importlib.import_module, "shorthorn.telemetry")
@@ -50,4 +60,6 @@ class LateMetrics:
                 self._metrics.watch_node(pools.cached, copies.cached)
             while self._early:
                 self._metrics.reconciled(*self._early.popleft())
+            for direction, count in self._early_bytes.items():
+                self._metrics.count_image_bytes(direction, count)
         return self._metrics.text()

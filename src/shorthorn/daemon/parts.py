@@ -233,9 +233,14 @@ def image_tasks(
         for image in reconciler.images_of_pool(name):
             images.enqueue(image)
 
+    def image_changed(name: str) -> None:
+        images.enqueue(name)
+        for clone in reconciler.clones_of_image(name):
+            images.enqueue(clone)
+
     yield images.run()
     yield clones.run()
-    yield follow(registries.images, images.enqueue)
+    yield follow(registries.images, image_changed)
     yield follow(registries.copies, with_image(reconciler.image_of_copy))
     yield follow(registries.volumes, with_image(reconciler.image_of_volume))
     yield follow(registries.pools, pool_changed)

@@ -224,6 +224,7 @@ class Daemon(Program):
             links=links,
             links_token=token,
             metrics=self._metrics.text,
+            count_bytes=self._metrics.count_image_bytes,
             obstacles=lambda: [r.problem for r in registries.all if r.problem],
         )
         server = WebServer(site, listener, hosts=loopback_hosts(host, port))

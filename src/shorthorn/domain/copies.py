@@ -18,12 +18,32 @@ The rules, in the order in which they win:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from shorthorn.domain.copy_scene import Origin, Scene, promised_length, was_ready, wishes
-from shorthorn.domain.image_bytes import CLONE_SOURCE, RETRIED, RETRY_AT, UPLOAD_LENGTH
+from shorthorn.domain.clone_plan import hindrance, is_unmade_clone, stranded
+from shorthorn.domain.copy_scene import (
+    Origin,
+    Scene,
+    comes_again,
+    promised_length,
+    was_ready,
+    wishes,
+)
+from shorthorn.domain.copy_steps import (
+    CopyStep,
+    CreateCopy,
+    DropWish,
+    NoteRetry,
+    Refuse,
+    RemoveCopy,
+    Wait,
+)
+from shorthorn.domain.image_bytes import (
+    RETRIED,
+    RETRY_AT,
+    UPLOAD_LENGTH,
+)
 from shorthorn.domain.models import (
     BackingImage,
     CopyState,
@@ -49,58 +69,6 @@ _SUPPORTED = (
     SourceType.UPLOAD,
     SourceType.CLONE,
 )
-_ORIGIN_WAIT = timedelta(seconds=5)
-"""How often the image that a clone waits for is looked at: nothing tells of its changes."""
-
-
-@dataclass(frozen=True, slots=True)
-class CreateCopy:
-    """Make a copy on `pool`, from `source_type`."""
-
-    pool: Pool
-    source_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveCopy:
-    """Delete the ImageCopy `name`; `why` in words."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class DropWish:
-    """Take `pool_uuid` out of spec.diskFileSpecMap: nobody used what was asked for there."""
-
-    pool_uuid: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """The image cannot be made, or is lost: say so."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Something is lacking, and `message` says what. `until`: when time alone changes that."""
-
-    reason: str
-    message: str
-    until: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NoteRetry:
-    """Note on the image that its request to be made anew, `value`, has been obeyed."""
-
-    value: str
-
-
-CopyStep = CreateCopy | RemoveCopy | DropWish | Refuse | Wait | NoteRetry
 
 
 def plan_copies(
@@ -181,7 +149,7 @@ def _begin(scene: Scene) -> tuple[CopyStep, ...]:
     image = scene.image
     if scene.copies:
         return (Wait("Removing", "a copy is being removed"),)
-    if image.failure is not None:
+    if image.failure is not None and not is_unmade_clone(image):
         return _fetch_again(scene)
     if image.is_ready or was_ready(image):
         # Nobody asked them to go: the image cannot be made again in silence.
@@ -233,25 +201,16 @@ def _begin_export(scene: Scene) -> tuple[CopyStep, ...]:
 
 
 def _begin_clone(scene: Scene) -> tuple[CopyStep, ...]:
-    """A clone begins where its origin is, to share extents; else on any pool, by way of a peer."""
-    parameters = scene.image.spec.source_parameters
-    if parameters.get("encryption", "ignore") not in ("", "ignore"):
-        message = "clones that encrypt or decrypt are not supported"
-        return (Refuse("UnsupportedSource", message),)
-    name = parameters.get(CLONE_SOURCE, "")
-    if scene.origin is None:
-        return (Refuse("NotFound", f"backing image {name!r}, which is to be cloned, not found"),)
-    origin = scene.origin.image
-    checksum, expected = origin.status.checksum, scene.image.spec.checksum.strip().lower()
-    if origin.failure is not None and not origin.is_ready:
-        return (Refuse("BackingImageFailed", f"backing image {name} has failed itself"),)
-    if not origin.is_ready or not checksum:
-        message = f"backing image {name} is not ready, or its checksum is not known yet"
-        return (Wait("SourceNotReady", message, scene.now + _ORIGIN_WAIT),)
-    if expected not in ("", checksum):
-        message = f"expected {expected}, backing image {name} has {checksum}"
-        return (Refuse("ChecksumMismatch", message),)
-    there = {c.spec.pool_uuid for c in scene.origin.copies if c.status.state is CopyState.READY}
+    """A clone begins where its origin is, to share extents; else on any pool, by way of a peer.
+
+    Until its origin is ready it waits, or says that the origin has failed; either is judged anew at
+    each look, so that it begins when somebody has mended that.
+    """
+    hindered = hindrance(scene)
+    if hindered is not None:
+        return (hindered,)
+    copies = scene.origin.copies if scene.origin else ()
+    there = {c.spec.pool_uuid for c in copies if c.status.state is CopyState.READY}
     asked_for = [p for u, p in scene.alive.items() if u in wishes(scene.image)]
     found = asked_for or scene.fitting()
     if not found:
@@ -262,6 +221,9 @@ def _begin_clone(scene: Scene) -> tuple[CopyStep, ...]:
 
 def _recover(scene: Scene) -> tuple[CopyStep, ...]:
     """Plan an image that has copies and no ready one."""
+    given_up = stranded(scene)
+    if given_up:
+        return given_up
     if scene.moving:
         return ()
     if len(scene.failed) < len(scene.live):
@@ -284,15 +246,9 @@ def _fetch_again(scene: Scene) -> tuple[CopyStep, ...]:
 
 
 def _recovery_wait(scene: Scene) -> Wait | None:
-    """Return until when a lost image waits for its next download; None: it stays failed.
-
-    Only a download can be had again, and only one that has been ready is: what failed before says
-    so for good. Its checksum is known, so that no other bytes can take its place.
-    """
+    """Return until when a lost image waits for its next download; None: it stays failed."""
     image, failure = scene.image, scene.image.failure
-    if failure is None or failure.changed_at is None or not was_ready(image):
-        return None
-    if image.spec.source_type != SourceType.DOWNLOAD:
+    if failure is None or failure.changed_at is None or not comes_again(image):
         return None
     until = failure.changed_at + RECOVERY_WAIT
     return Wait("Recovering", "it will be downloaded again", until)

@@ -57,6 +57,15 @@ def was_ready(image: BackingImage) -> bool:
     return image.status.size_bytes > 0
 
 
+def comes_again(image: BackingImage) -> bool:
+    """Whether an image that is lost is fetched once more without anybody's doing.
+
+    Only a download can be had again, and only one that has been ready is: what failed before says
+    so for good. Its checksum is known, so that no other bytes can take its place.
+    """
+    return was_ready(image) and image.spec.source_type == SourceType.DOWNLOAD
+
+
 def wishes(image: BackingImage) -> frozenset[str]:
     """Return the UUIDs of the pools on which spec.diskFileSpecMap asks for a copy."""
     return frozenset(

@@ -35,6 +35,8 @@ The tree::
 
 from __future__ import annotations
 
+from shorthorn.domain.byte_sizes import exact_bytes
+
 
 class DomainError(Exception):
     """Base of all. `reason` is CamelCase and stable: conditions, events and logs carry it."""
@@ -141,7 +143,7 @@ class OffsetMismatch(WrongState):
 
 class SizeOutOfRange(DomainError):
     """`requested_bytes` is outside [`minimum_bytes`, `maximum_bytes`]; `what` says whose limit it
-    is.
+    is. The text has sizes for people and exactly.
     """
 
     reason = "SizeOutOfRange"
@@ -156,10 +158,11 @@ class SizeOutOfRange(DomainError):
     ) -> None:
         limits = []
         if minimum_bytes is not None:
-            limits.append(f"at least {minimum_bytes} bytes needed")
+            limits.append(f"at least {exact_bytes(minimum_bytes)} needed")
         if maximum_bytes is not None:
-            limits.append(f"at most {maximum_bytes} bytes possible")
-        super().__init__(f"{what}: {requested_bytes} bytes asked for, {' and '.join(limits)}")
+            limits.append(f"at most {exact_bytes(maximum_bytes)} possible")
+        asked = exact_bytes(requested_bytes)
+        super().__init__(f"{what}: {asked} asked for, {' and '.join(limits)}")
         self.requested_bytes = requested_bytes
         self.minimum_bytes = minimum_bytes
         self.maximum_bytes = maximum_bytes
@@ -171,8 +174,8 @@ class NoSpace(DomainError):
     reason = "NoSpace"
 
     def __init__(self, pool: str, needed_bytes: int, free_bytes: int) -> None:
-        needed = f"{needed_bytes} bytes needed, " if needed_bytes else ""
-        super().__init__(f"pool {pool} is full: {needed}{free_bytes} free")
+        needed = f"{exact_bytes(needed_bytes)} needed, " if needed_bytes else ""
+        super().__init__(f"pool {pool} is full: {needed}{exact_bytes(free_bytes)} free")
         self.pool = pool
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes

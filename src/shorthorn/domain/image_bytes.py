@@ -45,6 +45,13 @@ is the last value that its node has carried out.
 """
 
 
+class Direction(StrEnum):
+    """Which way bytes of images go: to us, or from us."""
+
+    UPLOAD = "upload"
+    DOWNLOAD = "download"
+
+
 class ArtifactForm(StrEnum):
     """In which form an image's bytes are read."""
 

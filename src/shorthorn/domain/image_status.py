@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
-from shorthorn.domain.copies import CopyStep, CreateCopy, Wait
+from shorthorn.domain.copy_steps import CopyStep, CreateCopy, Wait
 from shorthorn.domain.image_bytes import VERIFY_AT
 from shorthorn.domain.models import (
     BackingImage,

@@ -270,12 +270,19 @@ class PeerSource(Protocol):
 
 
 class Checksummer(Protocol):
-    """Computes an artifact's SHA-512 in the background."""
+    """Computes an artifact's SHA-512 in the background, and looks whether its base goes with it."""
 
     async def sha512(self, path: Path, report: ReportProgress, *, from_disk: bool = False) -> str:
         """Return lower-case hex of the file's exact bytes. Cancelling stops it within a second.
 
         Args: from_disk: what of it is in memory proves nothing, and is read again.
+        """
+
+    async def base_problem(self, record: ImageRecord, report: ReportProgress) -> str:
+        """Return in words how `base.raw` on the disk differs from the disk in the artifact, which
+        must have been found whole; empty: not at all.
+
+        Raises: OSError: one of them cannot be read. Unavailable: nobody can tell at this moment.
         """
 
 

@@ -1,9 +1,9 @@
-"""SHA-512 of a finished file, in the background.
+"""SHA-512 of a finished file, in the background; and whether `base.raw` goes with it.
 
 Owns the reading of large files for nothing but their hash: at low priority, without pushing what
 volumes use out of the page cache. Must never hash anything but the file's exact bytes; holes count
 as the zeros they read as, but are not read. It implements domain.ports.Checksummer. Called by the
-image copy controller for exports; a download is hashed while it arrives.
+image copy controller for exports and verifications; a download is hashed while it arrives.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 
 from shorthorn.domain.models import Progress
 from shorthorn.host.sparse_copy import next_data_range
+from shorthorn.images.base_check import base_problem
 from shorthorn.kit.threads import in_stoppable_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from shorthorn.domain.models import ImageRecord
     from shorthorn.domain.ports import ReportProgress
 
 #: 10 ms of hashing: often enough to notice a stop, rarely enough to cost nothing.
@@ -53,6 +55,11 @@ class Sha512Checksummer:
             return await in_stoppable_thread(
                 lambda stop: sha512_now(path, on_bytes, stop, from_disk=from_disk)
             )
+
+    async def base_problem(self, record: ImageRecord, report: ReportProgress) -> str:
+        """See ports.Checksummer."""
+        async with self._turn:
+            return await base_problem(record, report)
 
 
 def sha512_now(

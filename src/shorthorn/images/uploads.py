@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from shorthorn.domain import errors
+from shorthorn.domain.byte_sizes import format_progress
 from shorthorn.domain.image_bytes import LENGTH_PARAMETER, UploadState
 from shorthorn.domain.models import Progress
 from shorthorn.host import files
@@ -237,7 +238,7 @@ class _Upload:
         """Return how far it is, in words that count the durable bytes while nobody sends."""
         done, total = self.state.offset_bytes, self.state.length_bytes
         if not self.is_sending:
-            return Progress(done, total, f"waiting for bytes, {done} of {total}")
+            return Progress(done, total, f"waiting for bytes, {format_progress(done, total)}")
         position = self._writer.position if self._writer is not None else done
         now = asyncio.get_running_loop().time()
         then, before = self._told

@@ -23,6 +23,7 @@ from shorthorn.domain.errors import InvalidArgument, NotFound, OffsetMismatch, U
 from shorthorn.domain.image_bytes import (
     UPLOAD_SAMPLE,
     ArtifactForm,
+    Direction,
     ImageBytes,
     OpenArtifact,
     UploadState,
@@ -31,9 +32,12 @@ from shorthorn.kube import user_api
 from shorthorn.web.byte_ranges import NotSatisfiable, find_range
 from shorthorn.web.guard import read_limited
 from shorthorn.web.site import image_named_in, session_of, site_of
+from shorthorn.web.traffic import counted
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
+
+    from shorthorn.web.traffic import CountBytes
 
 TUS_VERSION: Final = "1.0.0"
 _TUS: Final = {"Tus-Resumable": TUS_VERSION, "Cache-Control": "no-store"}
@@ -68,7 +72,8 @@ async def upload_append(request: Request) -> Response:
     if not offset.isascii() or not offset.isdecimal() or len(offset) > 18:
         return _problem(400, "InvalidArgument", "Upload-Offset: a number of bytes is needed")
     try:
-        state = await bytes_.append(name, int(offset), request.stream())
+        chunks = counted(request.stream(), Direction.UPLOAD, site_of(request).count_bytes)
+        state = await bytes_.append(name, int(offset), chunks)
     except OffsetMismatch as exc:
         response = _problem(409, exc.reason, str(exc))
         response.headers["Upload-Offset"] = str(exc.offset_bytes)
@@ -120,7 +125,8 @@ async def download(request: Request) -> Response:
     size_bytes = source.artifact.size_bytes
     if size_bytes is not None:
         headers["Content-Length"] = str((size_bytes if stop is None else stop) - start)
-    return _Sending(source, stack, status, headers | {"Content-Type": _TYPES[form]})
+    count = site_of(request).count_bytes
+    return _Sending(source, stack, status, headers | {"Content-Type": _TYPES[form]}, count)
 
 
 async def check_url(request: Request) -> Response:
@@ -180,12 +186,14 @@ class _Sending(Response):
         stack: contextlib.AsyncExitStack,
         status: int,
         headers: dict[str, str],
+        count: CountBytes,
     ) -> None:
         super().__init__(status_code=status, headers=headers)
         if "Content-Length" not in headers:
             self.raw_headers = [h for h in self.raw_headers if h[0] != b"content-length"]
         self._source = source
         self._stack = stack
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI. A client that goes away ends it at the next piece."""
@@ -209,7 +217,7 @@ class _Sending(Response):
                 "headers": self.raw_headers,
             }
         )
-        async for chunk in self._source.chunks:
+        async for chunk in counted(self._source.chunks, Direction.DOWNLOAD, self._count):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from shorthorn.domain import byte_sizes
+
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 STATIC: Final = "static"
-_UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def make_environment() -> Environment:
@@ -59,13 +60,7 @@ def format_bytes(value: float | None) -> str:
     """Return 1536 as `1.5 KiB`; None and unknown sizes as a dash."""
     if value is None:
         return "–"
-    if value < 1024:
-        return f"{int(value)} B"
-    size, power = value / 1024, 0
-    while size >= 1023.95 and power < len(_UNITS) - 1:
-        size, power = size / 1024, power + 1
-    text = f"{size:.1f}" if size < 100 else f"{size:.0f}"
-    return f"{text.removesuffix('.0')} {_UNITS[power]}"
+    return byte_sizes.format_bytes(value)
 
 
 def format_seconds(value: float | None) -> str:

@@ -24,6 +24,7 @@ from shorthorn.web.errors import Problem, problem_of
 from shorthorn.web.guard import FORM_BYTES_MAX, read_limited
 from shorthorn.web.rates import Rates
 from shorthorn.web.sessions import LoginLinks, Session, Sessions
+from shorthorn.web.traffic import CountBytes, uncounted
 from shorthorn.web.watched import Watched
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Site:
 
     `image_bytes`: None where nobody can move them. `links`: None where nobody signs in by a link (a
     cluster); `links_token` is the Kubernetes token of who does. `streams`: open event streams; each
-    is told of a stop by its event. `obstacles`: what keeps the program from being ready, in words.
+    is told of a stop by its event. `count_bytes`: is told of bytes of images that pass.
+    `obstacles`: what keeps the program from being ready, in words.
     """
 
     namespace: str
@@ -58,6 +60,7 @@ class Site:
     links: LoginLinks | None = None
     links_token: str = field(default="", repr=False)
     metrics: Callable[[], Awaitable[bytes]] | None = None
+    count_bytes: CountBytes = uncounted
     obstacles: Callable[[], Sequence[str]] = lambda: ()
     templates: Environment = field(default_factory=rendering.make_environment)
     streams: set[asyncio.Event] = field(default_factory=set)

@@ -226,7 +226,7 @@ def test_a_node_dies_in_mid_export(release: Release, own: User) -> None:
     own.claim("source", "512Mi", volumeMode="Block")
     node = release.node("node-0")
     with own.mounted("source", "node-0") as device:
-        scatter(device, 512, blocks=20_000)
+        scatter(device, 512, blocks=60_000)
         wanted = sum_of(device)
         own.snapshot("s", "source", own.snapshot_class("bi", type="bi", export_type="qcow2"))
         # From here on the content is fixed; the image is still to be made of it.

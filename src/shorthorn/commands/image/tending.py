@@ -37,7 +37,8 @@ def verify(
     kubeconfig: options.Kubeconfig = None,
     data_dir: options.DataDir = None,
 ) -> None:
-    """Have every copy of an image hashed again, and compared with its checksum.
+    """Have every copy of an image read again: its artifact is hashed and compared with the
+    checksum, and what volumes are made of is compared with the artifact.
 
     With --wait it ends with 0 if all is well and with 1 if not; the condition ChecksumVerified says
     the same.

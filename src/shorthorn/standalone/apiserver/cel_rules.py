@@ -1,10 +1,13 @@
 """`x-kubernetes-validations`: the CEL rules of a schema, applied to objects.
 
 Owns which rule sees which value: field names escaped for CEL, `oldSelf` found by field, map
-key or list-map key, transition rules only on updates. Raises nothing for an object that
-breaks a rule; it reports field errors. Called by `schema`, after values are known valid.
+key or list-map key, transition rules only on updates, others not for what an update leaves as it
+is: a rule that is new must not keep what was stored before it from being deleted. Raises nothing
+for an object that breaks a rule; it reports field errors. Called by `schema`, after values are
+known valid.
 
-Source: apiextensions.k8s.io/v1 ValidationRule; kubernetes.io, "Validation rules".
+Source: apiextensions.k8s.io/v1 ValidationRule; kubernetes.io, "Validation rules", "Validation
+ratcheting".
 """
 
 from __future__ import annotations
@@ -130,6 +133,8 @@ def _by_key(old: Any, node: Node) -> dict[str, Any]:
 def _apply(rule: Rule, value: Any, old: Any, node: Node, path: str) -> Iterator[FieldError]:
     has_old = old is not ABSENT and old is not None
     if rule.is_transition and not has_old and not rule.has_optional_old:
+        return
+    if not rule.is_transition and has_old and value == old:
         return
     variables = {"self": to_cel(value, node)}
     if rule.is_transition:

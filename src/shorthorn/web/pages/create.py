@@ -171,7 +171,9 @@ def _volumes(site: Site) -> list[str]:
 
 
 def _images(site: Site) -> list[str]:
-    return sorted(image.meta.name for image in site.watched.images.cached() if image.is_ready)
+    """Return what can be cloned: also what is not ready yet, which the clone waits for."""
+    images = site.watched.images.cached()
+    return sorted(image.meta.name for image in images if not image.meta.deleting)
 
 
 def _source(values: Mapping[str, Any]) -> str:

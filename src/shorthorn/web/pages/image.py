@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from shorthorn.web.site import Site
 
 _GIB: Final = 1 << 30
+#: Of a request: the page's script wants a dialog's content; of the answer: that is what it is.
+_DIALOG: Final = "X-Dialog"
 #: Of one request; what comes later is not waited for, the page says so.
 _KINDS: Final = {
     "claims": user_api.CLAIMS,
@@ -54,11 +56,17 @@ async def show(request: Request) -> Response:
 
 
 async def ask_deletion(request: Request) -> Response:
-    """What deleting the image would do; the answer is a form."""
+    """What deleting the image would do; the answer is a form: a page, or what a dialog shows where
+    our script asks for that.
+    """
     site, session = site_of(request), session_of(request)
     await site.access.require(session, "list", user_api.IMAGES)
     image = _image(request)
     users = await _users(request, image)
+    if _DIALOG in request.headers:
+        response = page(request, "image/delete_dialog.html", image=image, users=users)
+        response.headers[_DIALOG] = "1"
+        return response
     return page(request, "image/delete.html", image=image, users=users, problem="")
 
 
