@@ -76,6 +76,8 @@ async def test_two_files_do_not_become_one_image(
     await page.get_by_label("File").set_input_files(file)
     await is_there(page, images, "mixed", file)
     assert min(offsets) > 0
+    checksum = page.get_by_role("region", name="Checksum")
+    await expect(checksum).to_contain_text("computed SHA-512 of the artifact, as it arrived")
 
 
 async def test_another_file_can_be_sent_instead_from_its_first_byte(
