@@ -117,6 +117,20 @@ async def test_a_file_that_was_changed_is_asked_about(
     await is_there(page, images, "touched", renamed)
 
 
+async def test_a_file_that_is_changed_meanwhile_is_not_sent_on(
+    visitor: Visitor, images: Images, file: Path
+) -> None:
+    await set_speed(visitor, _SLOW)
+    page = await begin(visitor, file, "changed", checksum="")
+    await reach(page, 0.2)
+    await page.get_by_role("button", name="Pause").click()
+    noise(file, "changed")
+    os.utime(file, (1, 1))
+    await page.get_by_role("button", name="Go on").click()
+    alert = page.locator("[data-upload-problem]")
+    await expect(alert).to_contain_text("The file cannot be read: it was changed or removed")
+
+
 # ---- the end of a session -----------------------------------------------------------------------
 
 

@@ -93,6 +93,19 @@ def test_without_a_kubeconfig_the_user_is_told_what_to_give(command: str) -> Non
     assert "give --kubeconfig or --data-dir" in said
 
 
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "kubeconfig"
+    named = {"name": "a"}
+    clusters = [{**named, "cluster": {"server": "https://127.0.0.1:9"}}]
+    users = [{**named, "user": {"token": "secret"}}]
+    contexts = [{**named, "context": {"cluster": "a", "user": "a"}}]
+    parts = {"clusters": clusters, "users": users, "contexts": contexts}
+    config.write_text(json.dumps({"kind": "Config", "current-context": "a", **parts}))
+    code, said = invoke("ls", "--kubeconfig", str(config))
+    assert code == 1
+    assert "no connection to https://127.0.0.1:9; is it running there?" in said
+
+
 def test_what_is_said_on_the_command_line_comes_before_the_environment(tmp_path: Path) -> None:
     second = tmp_path / "second"
     second.touch()

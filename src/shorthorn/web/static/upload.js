@@ -252,8 +252,7 @@ class Upload {
     forget(this.name);
     this.figures.textContent = "All bytes are there. They are being checked.";
     this.controls.hidden = this.question.hidden = true;
-    const detail = `/images/${this.name}`;
-    if (location.pathname !== detail) location.assign(detail);
+    location.assign(`/images/${this.name}`); // also there: the session may be another one by now
   }
 
   // Once the image is made its fields stay; on its page another file can be chosen between two runs.
@@ -338,11 +337,14 @@ document.addEventListener("change", async (event) => {
   }
   upload.start(file, place.dataset.name, place.dataset.upload);
 });
-// The page may fetch itself anew, but not from under an upload.
-document.addEventListener("htmx:beforeSwap", (event) => {
-  const place = document.querySelector("[data-upload]");
-  const isHeld = place && uploads.get(place)?.isHeld;
-  if (isHeld && event.detail.target.id === "main") event.detail.shouldSwap = false;
-});
+// The page may fetch itself anew, but not from under an upload; nor may an answer that is on its way
+// by then replace it, or lead to the login page.
+for (const name of ["htmx:beforeRequest", "htmx:beforeOnLoad"]) {
+  document.addEventListener(name, (event) => {
+    const place = document.querySelector("[data-upload]");
+    const isHeld = place && uploads.get(place)?.isHeld;
+    if (isHeld && event.detail.target?.id === "main") event.preventDefault();
+  });
+}
 document.addEventListener("htmx:afterSwap", showKnown);
 showKnown();
