@@ -42,7 +42,7 @@ PICTURES = (
     Picture("images", "/images", 640),
     Picture("images-dark", "/images", 640, scheme="dark"),
     Picture("images-phone", "/images", 844, is_phone=True),
-    Picture("new-image", "/images/new", 700),
+    Picture("new-image", "/new-image", 700),
     Picture("upload", "/images/win-2025", 860),
     Picture("image", "/images/debian-12", 900),
     Picture("image-phone", "/images/debian-12", 844, is_phone=True),
@@ -138,7 +138,7 @@ async def prepare(page: Page, name: str) -> None:
     if name == "new-image":
         await page.goto("/images", wait_until="load")
         source = await page.locator("#image-debian-12 .source .message").inner_text()
-        await page.goto("/images/new")
+        await page.goto("/new-image")
         await page.get_by_label("URL").fill(source)
         await expect(page.locator("#checked")).to_contain_text("Reachable")
         await expect(page.get_by_label("Name")).to_have_value("debian-12")

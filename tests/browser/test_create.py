@@ -33,7 +33,7 @@ async def test_a_url_is_looked_at_while_it_is_typed(
 
 
 async def test_a_wrong_url_is_explained(visitor: Visitor, images: Images) -> None:
-    page = await visitor.go("/images/new")
+    page = await visitor.go("/new-image")
     url, checked = page.get_by_label("URL"), page.locator("#checked")
     await url.fill(images.serve(b"", Behaviour(status=404)).url)
     await expect(checked).to_contain_text("404")
@@ -50,7 +50,7 @@ async def test_what_the_server_refuses_is_said_at_the_form(
 ) -> None:
     visitor.expect_complaint("status of 409")
     images.make("taken")
-    page = await visitor.go("/images/new")
+    page = await visitor.go("/new-image")
     await page.get_by_label("URL").fill(images.serve(disk()).url)
     await page.get_by_label("Name").fill("taken")
     await page.get_by_text("Where its copies are").click()
@@ -83,7 +83,7 @@ async def test_a_volume_becomes_an_image(visitor: Visitor, images: Images, own: 
 
 async def test_an_image_becomes_another_one(visitor: Visitor, images: Images) -> None:
     original = images.make("original")
-    page = await visitor.go("/images/new?from=clone")
+    page = await visitor.go("/new-image?from=clone")
     await page.get_by_label("Image").fill("original")
     await page.get_by_label("Name").fill("its-clone")
     await page.get_by_role("button", name="Make the image").click()
@@ -97,3 +97,33 @@ async def test_an_image_becomes_another_one(visitor: Visitor, images: Images) ->
     images.api.wait_gone("BackingImage", SYSTEM, "original")
     await expect(page.get_by_role("heading", name="Not found")).to_be_visible()
     visitor.expect_complaint("status of 404")
+
+
+async def test_what_was_typed_stays_when_the_bytes_are_to_come_from_elsewhere(
+    visitor: Visitor,
+) -> None:
+    page = await visitor.go("/new-image")
+    await page.get_by_label("Name").fill("typed")
+    await page.get_by_text("Where its copies are").click()
+    await page.get_by_label("Disk tags").fill("ssd, fast")
+    await page.get_by_role("link", name="Upload").click()
+    await expect(page.get_by_label("File")).to_be_visible()
+    await expect(page.get_by_label("Name")).to_have_value("typed")
+    await page.get_by_label("Name").fill("typed-again")
+    await page.get_by_role("link", name="From an image").click()
+    await expect(page.get_by_label("Name")).to_have_value("typed-again")
+    await expect(page.get_by_label("Disk tags")).to_have_value("ssd, fast")
+    assert "csrf" not in page.url
+
+
+async def test_a_browser_says_what_is_wrong_with_a_name(visitor: Visitor) -> None:
+    page = await visitor.go("/new-image")
+    name = page.get_by_label("Name")
+    for text in ("a..b", "-ab", "Ab"):
+        await name.fill(text)
+        assert await name.evaluate("(field) => field.validity.patternMismatch")
+    for text in ("ab", "a.b", "a-b.c-d"):
+        await name.fill(text)
+        assert await name.evaluate("(field) => field.checkValidity()")
+    assert "each part between dots" in str(await name.get_attribute("title"))
+    assert "128" in str(await page.get_by_label("Expected SHA-512").get_attribute("title"))

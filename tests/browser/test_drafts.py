@@ -25,7 +25,7 @@ async def test_a_form_that_was_sent_too_late_is_there_again(
     visitor: Visitor, images: Images, service: ServiceProcess
 ) -> None:
     images.make("origin")
-    page = await visitor.go("/images/new?from=clone")
+    page = await visitor.go("/new-image?from=clone")
     await page.get_by_label("Image", exact=True).fill("origin")
     await page.get_by_label("Name", exact=True).fill("copied")
     await page.get_by_text("Where its copies are").click()
@@ -41,7 +41,7 @@ async def test_a_form_that_was_sent_too_late_is_there_again(
     await page.get_by_role("button", name="Make the image").click()
     await expect(page.get_by_role("heading", name="copied")).to_be_visible()
     assert await drafts(page) == []
-    await visitor.go("/images/new?from=clone")
+    await visitor.go("/new-image?from=clone")
     await expect(page.get_by_label("Name", exact=True)).to_have_value("")
 
 
@@ -49,7 +49,7 @@ async def test_typing_without_a_session_leaves_the_page_alone(
     visitor: Visitor, service: ServiceProcess
 ) -> None:
     visitor.expect_complaint(_NO_SESSION, "Response Status Error Code 401")
-    page = await visitor.go("/images/new?from=download")
+    page = await visitor.go("/new-image?from=download")
     await visitor.context.clear_cookies()
     url = page.get_by_label("URL")
     await url.press_sequentially(_URL)
@@ -91,7 +91,7 @@ async def test_signing_in_in_another_tab_is_enough(
     visitor: Visitor, images: Images, service: ServiceProcess
 ) -> None:
     images.make("golden")
-    page = await visitor.go("/images/new?from=clone")
+    page = await visitor.go("/new-image?from=clone")
     await page.get_by_label("Image", exact=True).fill("golden")
     await page.get_by_label("Name", exact=True).fill("later")
     await visitor.context.clear_cookies()
@@ -105,7 +105,7 @@ async def test_signing_in_in_another_tab_is_enough(
 async def test_a_tab_at_the_login_page_goes_on_when_another_one_signed_in(
     visitor: Visitor, service: ServiceProcess
 ) -> None:
-    page = await visitor.go("/images/new?from=clone")
+    page = await visitor.go("/new-image?from=clone")
     await page.get_by_label("Name", exact=True).fill("typed")
     await page.get_by_label("Image", exact=True).fill("any")
     await visitor.context.clear_cookies()
@@ -124,7 +124,7 @@ async def test_signing_out_forgets_what_was_typed(
     page = stranger.page
     await page.goto(login_link(service))
     await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
-    await stranger.go("/images/new?from=clone")
+    await stranger.go("/new-image?from=clone")
     await page.get_by_label("Name", exact=True).fill("secret")
     assert len(await drafts(page)) == 1
     await page.get_by_role("button", name="Sign out").click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import tempfile
@@ -13,8 +14,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 from tests.browser.chromium import Visitor, visiting
-from tests.browser.conftest import cookies_of
-from tests.browser.scenery import Images, url_of
+from tests.browser.conftest import cookies_of, login_link
+from tests.browser.scenery import MIB, Images, url_of
+from tests.browser.uploading import is_there, offsets_sent, reach, set_speed
 from tests.integration import storage
 from tests.integration.daemon_process import ServiceProcess, running
 
@@ -133,3 +135,31 @@ async def test_a_form_of_an_ended_session_changes_nothing(
     await page.get_by_role("button", name="Delete the image").click()
     await expect(page).to_have_url(re.compile("/login"))
     assert images.ready("stays")
+
+
+async def test_an_upload_outlives_its_session_and_the_service(
+    visitor: Visitor, images: Images, service: ServiceProcess, tmp_path: Path
+) -> None:
+    visitor.expect_complaint("status of 401", "EventSource's response has a")
+    file = tmp_path / "disk.img"
+    file.write_bytes(random.Random(1).randbytes(64 * MIB))
+    images.begin_upload("outlives", 64 * MIB)
+    page = await visitor.go("/images/outlives")
+    await set_speed(visitor, 16 * MIB)
+    await page.get_by_label("File").set_input_files(file)
+    await reach(page, 0.6)
+    await page.get_by_role("button", name="Pause").click()
+    async with page.expect_response(lambda told: told.url.endswith("/session")):
+        assert service.stop() == 0
+        (service.data_dir / "web.key").unlink()
+        service.start()
+    await page.get_by_role("button", name="Go on").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Your session has ended")
+    tab = await visitor.context.new_page()
+    await tab.goto(login_link(service))
+    await expect(tab.get_by_role("heading", name="Overview")).to_be_visible()
+    await set_speed(visitor, -1)
+    offsets = offsets_sent(page)
+    await page.get_by_role("button", name="Try again").click()
+    await is_there(page, images, "outlives", file)
+    assert min(offsets) > 0

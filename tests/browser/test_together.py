@@ -11,7 +11,7 @@ async def test_two_browsers_see_each_other_s_changes(
     visitor: Visitor, other_visitor: Visitor, images: Images
 ) -> None:
     served = images.serve(disk(), name="shared.img")
-    one, other = await visitor.go("/images/new"), await other_visitor.go("/images")
+    one, other = await visitor.go("/new-image"), await other_visitor.go("/images")
     await one.get_by_label("URL").fill(served.url)
     await one.get_by_label("Name").fill("shared-one")
     await one.get_by_role("button", name="Make the image").click()

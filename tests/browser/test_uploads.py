@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import random
 import re
 import shutil
@@ -13,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Dialog, Page, Request, expect
+from playwright.async_api import Browser, Page, expect
 from tests.browser.chromium import Visitor, chromium, visiting
 from tests.browser.conftest import cookies_of
 from tests.browser.scenery import MIB, Images, disk, url_of
+from tests.browser.uploading import begin, is_there, leave, offsets_sent, reach, set_speed
 from tests.fakes.tcp_proxy import Proxy, proxy
 from tests.integration import storage
 from tests.integration.daemon_process import ServiceProcess, running
-from tests.integration.service_api import SYSTEM, Object
+from tests.integration.service_api import SYSTEM
 
 GIB = 1 << 30
 #: Bytes a second of the slow lines below, and a file that takes a while over them.
@@ -46,13 +45,8 @@ async def visitor(browser: Browser, service: ServiceProcess) -> AsyncIterator[Vi
     """Somebody who is signed in, and leaves a page where something runs."""
     cookies = await cookies_of(browser, service)
     async with visiting(browser, url_of(service), storage_state=cookies) as made:
-        made.page.on("dialog", _leave)
+        made.page.on("dialog", leave)
         yield made
-
-
-async def _leave(dialog: Dialog) -> None:
-    assert dialog.type == "beforeunload"
-    await dialog.accept()
 
 
 @pytest.fixture
@@ -62,69 +56,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-async def set_speed(visitor: Visitor, bytes_per_second: int) -> None:
-    """Make the visitor's line slow. -1: as fast as it is."""
-    line = await visitor.context.new_cdp_session(visitor.page)
-    limits = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": bytes_per_second}
-    await line.send("Network.emulateNetworkConditions", {"offline": False, **limits})
-
-
-async def begin(visitor: Visitor, file: Path, name: str) -> Page:
-    """Choose a file in the form and start."""
-    page = await visitor.go("/images/new?from=upload")
-    await page.get_by_label("File").set_input_files(file)
-    await page.get_by_label("Name").fill(name)
-    await page.get_by_label("Expected SHA-512").fill(sha512_of(file))
-    await page.get_by_role("button", name="Upload").click()
-    return page
-
-
-@functools.cache
-def sha512_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha512").hexdigest()
-
-
-def offsets_sent(page: Page) -> list[int]:
-    """Return where pieces begin that are sent from now on; the list grows."""
-    offsets: list[int] = []
-
-    def note(request: Request) -> None:
-        if "upload-offset" in request.headers:
-            offsets.append(int(request.headers["upload-offset"]))
-
-    page.on("request", note)
-    return offsets
-
-
-async def reach(page: Page, fraction: float) -> None:
-    """Wait until so much was sent."""
-    await page.evaluate(
-        """(fraction) => new Promise((resolve) => {
-            const look = () => {
-                const bar = document.querySelector("[data-upload-running] progress");
-                if (bar && bar.max > 1 && bar.value / bar.max >= fraction) resolve();
-                else requestAnimationFrame(look);
-            };
-            look();
-        })""",
-        fraction,
-    )
-
-
-async def is_there(page: Page, images: Images, name: str, file: Path) -> Object:
-    """Wait for the image's page to say that it is ready; its bytes are the file's."""
-    await expect(page).to_have_url(re.compile(f"/images/{name}$"))
-    await expect(page.locator(".state-line").get_by_text("ready", exact=True)).to_be_visible(
-        timeout=60_000
-    )
-    image = images.ready(name)
-    assert image["status"]["checksum"] == sha512_of(file)
-    return image
-
-
 async def test_a_file_becomes_an_image(visitor: Visitor, images: Images, file: Path) -> None:
-    page = await visitor.go("/images/new?from=upload")
+    page = await visitor.go("/new-image?from=upload")
     await page.get_by_label("File").set_input_files(file)
     await expect(page.get_by_label("Name")).to_have_value("my-disk")
     await page.get_by_role("button", name="Upload").click()
@@ -210,7 +143,7 @@ async def test_two_gib_over_a_line_that_breaks_in_the_middle(
             url = f"http://localhost:{port}"
             async with visiting(browser, url, storage_state=cookies) as visitor:
                 visitor.expect_complaint(_LOST)
-                visitor.page.on("dialog", _leave)
+                visitor.page.on("dialog", leave)
                 page = await begin(visitor, large_file, "large")
                 await reach(page, 0.45)
                 offsets = offsets_sent(page)

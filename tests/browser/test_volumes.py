@@ -193,7 +193,7 @@ async def test_no_verdict_stays_beside_another_text(visitor: Visitor, images: Im
 async def test_a_check_of_an_address_that_fails_says_so(visitor: Visitor, images: Images) -> None:
     visitor.expect_complaint("status of 503", "Response Status Error Code 503")
     served = images.serve(disk(), name="seen.img")
-    page = await visitor.go("/images/new")
+    page = await visitor.go("/new-image")
     url = page.get_by_label("URL")
     await url.fill(served.url)
     await expect(page.locator("#checked")).to_contain_text("Reachable")

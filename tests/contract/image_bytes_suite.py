@@ -19,6 +19,7 @@ from tests.integration.bytes_host import DATA, KEY, MIB, Host, broken, pieces, t
 from shorthorn.domain import errors
 from shorthorn.domain.image_bytes import ArtifactForm, UploadState
 from shorthorn.domain.models import CopyState
+from shorthorn.domain.upload_sample import sample_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -98,6 +99,16 @@ class ImageBytesSuite:
         await sent(host)
         async with host.bytes.read(KEY.name, ArtifactForm.ARTIFACT) as opened:
             assert max([len(chunk) async for chunk in opened.chunks]) <= MIB
+
+    async def test_what_has_arrived_is_told_apart_from_another_file(self, host: Host) -> None:
+        await host.begin(len(DATA))
+        assert (await host.bytes.upload_state(KEY.name)).sample == ""
+        for end in (10, 3 * MIB, len(DATA) - 1):
+            at = (await host.bytes.upload_state(KEY.name)).offset_bytes
+            with pytest.raises(ConnectionResetError):
+                await host.bytes.append(KEY.name, at, broken(DATA[at:end]))
+            told = (await host.bytes.upload_state(KEY.name)).sample
+            assert told == sample_of(lambda count, start: DATA[start : start + count], end)
 
     async def test_an_upload_goes_on_where_it_was_and_nowhere_else(self, host: Host) -> None:
         await host.begin(len(DATA))

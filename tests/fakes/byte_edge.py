@@ -15,6 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
+from shorthorn.domain.upload_sample import sample_of
+
 _BLOCK = 64 << 10
 
 
@@ -74,7 +76,7 @@ class ByteEdge:
                 self.uploads[name] = bytearray()
             return web.json_response({"message": "awaits no bytes"}, status=404)
         if request.method == "HEAD":
-            return web.Response(headers=self._offsets(name))
+            return web.Response(headers=self._offsets(name) | self._sample(name))
         if request.method == "DELETE":
             self.uploads[name] = bytearray()
             return web.Response(status=204)
@@ -100,6 +102,11 @@ class ByteEdge:
                 del there[start + trouble.cut_after :]
                 _reset(request)
                 raise ConnectionResetError
+
+    def _sample(self, name: str) -> dict[str, str]:
+        there = bytes(self.uploads[name])
+        sample = sample_of(lambda count, start: there[start : start + count], len(there))
+        return {"Upload-Sample": sample} if sample else {}
 
     def _offsets(self, name: str) -> dict[str, str]:
         return {

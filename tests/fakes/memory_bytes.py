@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from shorthorn.domain.errors import NotFound, OffsetMismatch, SizeOutOfRange
 from shorthorn.domain.image_bytes import Artifact, ArtifactForm, OpenArtifact, UploadState
+from shorthorn.domain.upload_sample import sample_of
 
 _CHUNK_BYTES = 1 << 20
 
@@ -49,7 +50,9 @@ class MemoryBytes:
                 self.lengths[image], self.uploads[image] = length, bytearray()
         if image not in self.lengths:
             raise NotFound("upload", image)
-        return UploadState(len(self.uploads[image]), self.lengths[image])
+        there = bytes(self.uploads[image])
+        sample = sample_of(lambda count, start: there[start : start + count], len(there))
+        return UploadState(len(there), self.lengths[image], sample)
 
     async def append(
         self, image: str, offset_bytes: int, chunks: AsyncIterator[bytes]

@@ -101,9 +101,12 @@ def test_an_image_is_made_listed_shown_and_deleted(user: User, disk: bytes) -> N
     assert row.split()[:5] == [golden, "ready", "-", "192KiB", f"{DISK_MIB}MiB"]
     assert row.split()[7:9] == ["download", "1/1"]
     wide = next(x for x in user.does("ls", "-o", "wide").splitlines() if x.startswith(golden))
-    assert "qcow2    yes" in wide
+    assert "qcow2    no" in wide  # none was expected: what came is only hashed
+    checksum = user.image("golden")["status"]["checksum"]
+    assert f"{checksum} (verified)" not in user.does("show", golden)
+    user.does("verify", golden, "--wait")
     shown = user.does("show", golden)
-    assert f"{user.image('golden')['status']['checksum']} (verified)" in shown
+    assert f"{checksum} (verified)" in shown
     assert "Used by:\n  nobody" in shown
     assert f"{golden}: nobody uses it" in user.is_refused("rm", golden, code=2)
     assert user.does("rm", golden, "--yes") == f"{golden} deleted\n"

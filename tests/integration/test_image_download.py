@@ -100,6 +100,21 @@ async def test_ctrl_c_says_that_the_same_command_goes_on(user: Shell) -> None:
     assert (user.folder / "golden.qcow2").read_bytes() == CONTENT
 
 
+async def test_a_list_that_nobody_reads_ends_without_a_word(user: Shell) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await user.start("ls", stdout=writing)
+    os.close(writing)
+    assert process.stderr is not None
+    assert (await process.stderr.read(), await process.wait()) == (b"", 141)
+
+
+async def test_a_download_without_a_byte_leaves_nothing(user: Shell) -> None:
+    user.edge.troubles = [Trouble(status=403, message="not today")]
+    assert "not today" in await user.is_refused("download", "golden")
+    assert files(user) == set()
+
+
 async def test_a_part_of_another_image_is_not_mixed_in(user: Shell) -> None:
     user.edge.troubles = [Trouble(cut_after=MIB), *[Trouble(status=403, message="not today")]]
     assert "not today" in await user.is_refused("download", "golden", "golden.img")

@@ -110,6 +110,8 @@ async def test_an_edge_that_stays_away_ends_it_with_what_to_do(user: Shell) -> N
     (user.folder / "web.url").write_text("http://127.0.0.1:9\n")
     said = await user.is_refused("upload", "golden", "disk.qcow2", "--retry-for", "1")
     assert "the same command takes it up again" in said
+    assert "http://127.0.0.1:9: Connection refused; is the service running there" in said
+    assert "Connector" not in said
 
 
 async def test_a_service_that_restarts_on_another_port_is_found_again(user: Shell) -> None:
@@ -141,6 +143,39 @@ async def test_a_file_that_is_another_one_is_found_out_at_the_end(user: Shell) -
     said = await user.is_refused("upload", "golden", "disk.qcow2")
     assert "it has other bytes than disk.qcow2" in said
     assert "shorthorn image rm golden" in said
+
+
+async def begun(user: Shell, name: str) -> None:
+    """Let an upload of `name` stop after a MiB."""
+    user.edge.troubles = [Trouble(cut_after=MIB), Trouble(status=403, message="not today")]
+    assert "not today" in await user.is_refused("upload", "golden", name)
+    assert len(user.edge.uploads["golden"]) == MIB
+
+
+async def test_an_upload_does_not_go_on_with_another_file(user: Shell) -> None:
+    content = a_file(user)
+    other = random.Random("other").randbytes(len(content))
+    (user.folder / "other.qcow2").write_bytes(other)
+    await begun(user, "disk.qcow2")
+    said = await user.is_refused("upload", "golden", "other.qcow2")
+    assert f"the {MIB} bytes that it has are of another file than other.qcow2" in said
+    assert "shorthorn image rm golden" in said
+    assert bytes(user.edge.uploads["golden"]) == content[:MIB]
+    await user.does("upload", "golden", "disk.qcow2")
+    assert bytes(user.edge.uploads["golden"]) == content
+
+
+async def test_what_somebody_else_sends_meanwhile_is_compared_as_well(user: Shell) -> None:
+    content = a_file(user)
+    user.edge.troubles = [Trouble(hold_after=MIB, cut_after=MIB)]
+    process = await user.start("upload", "golden", "disk.qcow2")
+    await asyncio.wait_for(user.edge.held.wait(), 30)
+    user.edge.uploads["golden"][:] = random.Random("other").randbytes(2 * MIB)
+    user.edge.go_on.set()
+    ran = await ended(process)
+    assert ran.code == 1
+    assert "are of another file than disk.qcow2" in ran.err
+    assert len(content) > len(user.edge.uploads["golden"])
 
 
 async def test_a_name_that_means_something_else_is_refused(user: Shell) -> None:
@@ -232,11 +267,26 @@ def everything_from(screen: int) -> bytes:
     return drawn
 
 
+async def test_a_raw_file_of_any_length_is_taken_and_its_padding_said(user: Shell) -> None:
+    content = a_file(user, 3_000_000, "odd.img")
+    ran = await user.does("upload", "golden", "odd.img")
+    assert "3000000 bytes are no whole sectors of 512" in ran.err
+    assert bytes(user.edge.uploads["golden"]) == content
+    (user.folder / "odd.qcow2").write_bytes(b"QFI\xfb" + content)
+    assert "sectors" not in (await user.does("upload", "other", "odd.qcow2")).err
+
+
+async def test_lines_come_in_the_order_of_what_happened(user: Shell) -> None:
+    a_file(user)
+    await begun(user, "disk.qcow2")
+    lines = (await user.does("upload", "golden", "disk.qcow2")).err.splitlines()
+    whole = next(i for i, line in enumerate(lines) if "(100 %)" in line)
+    assert whole < lines.index("golden: sent; waiting until the image is checked")
+
+
 async def test_wrong_usage_ends_with_two(user: Shell) -> None:
     a_file(user)
     await user.is_refused("upload", "golden", "missing.qcow2", code=2)
     await user.is_refused("upload", "golden", "disk.qcow2", "--checksum", "abc", code=2)
-    a_file(user, 1000, "odd.gz")
-    assert "is it compressed?" in await user.is_refused("upload", "golden", "odd.gz")
     (user.folder / "empty").touch()
     assert "is empty" in await user.is_refused("upload", "golden", "empty")

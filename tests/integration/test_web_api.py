@@ -15,6 +15,7 @@ from tests.integration.web_site import Running, running_site
 
 from shorthorn.domain.image_bytes import Artifact, ArtifactForm, Direction
 from shorthorn.domain.models import BackingImage, BackingImageSpec, Meta
+from shorthorn.domain.upload_sample import sample_of
 
 DATA = bytes(range(256)) * 40
 ETAG = hashlib.sha512(DATA).hexdigest()
@@ -67,6 +68,8 @@ async def test_an_upload_goes_on_where_it_stopped(machine: Machine) -> None:
     assert state.headers["upload-offset"] == "5000"
     assert state.headers["upload-length"] == str(len(DATA))
     assert state.headers["cache-control"] == "no-store"
+    sent = sample_of(lambda count, start: DATA[start : start + count], 5000)
+    assert state.headers["upload-sample"] == sent
     assert (await machine.patch(5000, DATA[5000:])).headers["upload-offset"] == str(len(DATA))
     assert bytes(machine.held.uploads["golden"]) == DATA
 

@@ -11,8 +11,8 @@ from tests.integration.web_site import Running, running_site
 
 from shorthorn.web.sessions import SESSION_S
 
-BACK = "/images/new?from=clone"
-LOGIN = "/login?next=/images/new%3Ffrom%3Dclone"
+BACK = "/new-image?from=clone"
+LOGIN = "/login?next=/new-image%3Ffrom%3Dclone"
 
 
 @pytest.fixture
@@ -74,12 +74,12 @@ async def test_a_form_without_a_session_leads_back_to_it(running: Running) -> No
     async with running.browser() as http:
         fields = {"from": "clone", "name": "golden", "image": "other"}
         headers = {"Referer": f"{running.url}{BACK}"}
-        answer = await http.post("/images/new", data=fields, headers=headers)
+        answer = await http.post("/new-image", data=fields, headers=headers)
         assert answer.status_code == 303
         assert answer.headers["location"] == LOGIN.replace("?", "?ended=1&")
         page = await http.get(answer.headers["location"])
         assert "Your session has ended" in page.text
-        script = await http.post("/images/new", data=fields, headers={"Accept": "application/json"})
+        script = await http.post("/new-image", data=fields, headers={"Accept": "application/json"})
         assert (script.status_code, script.json()["reason"]) == (401, "Unauthorized")
 
 
@@ -99,12 +99,12 @@ async def test_a_page_that_is_too_old_says_how_to_go_on(tmp_path: Path) -> None:
         async with running.signed_in() as browser:
             headers = {"Referer": f"{running.url}{BACK}"}
             data = {"csrf_token": token}
-            answer = await browser.http.post("/images/new", data=data, headers=headers)
+            answer = await browser.http.post("/new-image", data=data, headers=headers)
             assert answer.status_code == 403
             assert re.search(r"<h1", answer.text)
             assert f'href="{BACK}"' in answer.text
             script = await browser.http.post(
-                "/images/new", data=data, headers={"Accept": "application/json"}
+                "/new-image", data=data, headers={"Accept": "application/json"}
             )
             assert script.json()["reason"] == "PageTooOld"
 
@@ -133,6 +133,6 @@ async def test_a_token_that_counts_no_more_leads_to_the_login_page(
             "url": "https://example.org/a.qcow2",
         }
         headers = {"Referer": f"{running.url}{BACK}"}
-        answer = await http.post("/images/new", data=fields, headers=headers)
+        answer = await http.post("/new-image", data=fields, headers=headers)
         assert answer.status_code == 303
         assert answer.headers["location"] == LOGIN.replace("?", "?ended=1&")

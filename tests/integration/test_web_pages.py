@@ -39,10 +39,10 @@ from shorthorn.web.sessions import SESSION_S
 PAGES = [
     "/",
     "/images",
-    "/images/new",
-    "/images/new?from=upload",
-    "/images/new?from=export",
-    "/images/new?from=clone",
+    "/new-image",
+    "/new-image?from=upload",
+    "/new-image?from=export",
+    "/new-image?from=clone",
     "/images/golden",
     "/images/golden/delete",
     "/restore?image=golden",
@@ -176,7 +176,7 @@ async def test_a_form_makes_an_image_and_another_deletes_it(
     running: Running, browser: Browser
 ) -> None:
     url = "https://example.org/a.qcow2"
-    made = await browser.post("/images/new", **{"from": "download", "name": "golden", "url": url})
+    made = await browser.post("/new-image", **{"from": "download", "name": "golden", "url": url})
     assert (made.status_code, made.headers["location"]) == (303, "/images/golden")
     assert (await browser.http.get("/images/golden")).status_code == 200
     image = await running.registries.images.find("golden")
@@ -199,7 +199,7 @@ async def test_a_form_makes_an_image_and_another_deletes_it(
     ("fields", "status", "words"),
     [
         ({"name": "UPPER", "url": "https://h/a"}, 400, "lower-case"),
-        ({"name": "golden", "url": "ftp://h/a"}, 422, "http or https"),
+        ({"name": "golden", "url": "ftp://h/a"}, 400, "http:// or https://"),
         ({"name": "golden", "url": ""}, 400, "must not be empty"),
         ({"name": "golden", "url": "https://h/a", "checksum": "abc"}, 400, "SHA-512"),
         ({"name": "taken", "url": "https://h/a"}, 409, "already"),
@@ -209,7 +209,7 @@ async def test_a_refusal_is_said_at_the_form_and_what_was_typed_stays(
     running: Running, browser: Browser, fields: dict[str, str], status: int, words: str
 ) -> None:
     await make_image(running, "taken")
-    answer = await browser.post("/images/new", **{"from": "download", **fields})
+    answer = await browser.post("/new-image", **{"from": "download", **fields})
     assert answer.status_code == status
     assert words in answer.text
     assert 'role="alert"' in answer.text
@@ -220,7 +220,7 @@ async def test_an_upload_begins_as_an_object_with_its_length(
     running: Running, browser: Browser
 ) -> None:
     answer = await browser.http.post(
-        "/images/new",
+        "/new-image",
         data={
             "csrf_token": await browser.form_token(),
             "from": "upload",
@@ -372,7 +372,7 @@ async def test_volumes_have_their_claims_names_on_pages_and_in_streams(
         assert (name, "default/data" in data) == ("row", True)
     page = await browser.http.get("/volumes", params={"q": "default/data"})
     assert 'id="volume-pvc-1"' in page.text
-    form = await browser.http.get("/images/new", params={"from": "export"})
+    form = await browser.http.get("/new-image", params={"from": "export"})
     assert '<option value="pvc-1" label="pvc-1, claim default/data">' in form.text
 
 

@@ -76,7 +76,7 @@ class Browser:
     http: httpx2.AsyncClient
 
     async def form_token(self) -> str:
-        page = await self.http.get("/images/new")
+        page = await self.http.get("/new-image")
         found = re.search(r'name="csrf_token" value="([^"]+)"', page.text)
         assert found is not None
         return found[1]

@@ -149,8 +149,17 @@ async def test_progress_and_readiness_are_told_as_the_copy_tells_them(host: Host
     await host.copy_becomes(checksum=CHECKSUM)
     verified = await host.condition("ChecksumVerified")
     assert verified is not None
-    assert verified.is_true
+    assert (verified.is_true, verified.reason) == (True, "Computed")
     assert (await host.condition("Ready") or verified).changed_at == since
+
+
+async def test_a_checksum_that_was_expected_and_came_is_verified(host: Host) -> None:
+    await host.create(checksum=CHECKSUM)
+    await host.settle()
+    await host.copy_becomes(state=CopyState.READY, checksum=CHECKSUM)
+    verified = await host.condition("ChecksumVerified")
+    assert verified is not None
+    assert (verified.is_true, verified.reason) == (True, "Verified")
 
 
 async def test_an_expected_checksum_that_differs_is_told(host: Host) -> None:

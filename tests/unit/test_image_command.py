@@ -67,6 +67,8 @@ def test_every_command_teaches_by_examples(command: str) -> None:
         pytest.param(
             ("create", "aa", "--url", "http://h/x", "--checksum", "ab"), "128", id="checksum"
         ),
+        pytest.param(("create", "a..b", "--url", "http://h/x"), "between dots", id="name"),
+        pytest.param(("create", "aa", "--url", "http://h x/"), "%20", id="url"),
         pytest.param(("export", "aa"), "either --volume or --claim", id="no volume"),
         pytest.param(("export", "aa", "--claim", "a/b/c"), "NAMESPACE/NAME", id="claim"),
         pytest.param(("export", "aa", "--volume", "v", "--format", "vmdk"), "qcow2", id="format"),
@@ -91,6 +93,19 @@ def test_without_a_kubeconfig_the_user_is_told_what_to_give(command: str) -> Non
     assert "give --kubeconfig or --data-dir" in said
 
 
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "kubeconfig"
+    named = {"name": "a"}
+    clusters = [{**named, "cluster": {"server": "https://127.0.0.1:9"}}]
+    users = [{**named, "user": {"token": "secret"}}]
+    contexts = [{**named, "context": {"cluster": "a", "user": "a"}}]
+    parts = {"clusters": clusters, "users": users, "contexts": contexts}
+    config.write_text(json.dumps({"kind": "Config", "current-context": "a", **parts}))
+    code, said = invoke("ls", "--kubeconfig", str(config))
+    assert code == 1
+    assert "no connection to https://127.0.0.1:9; is it running there?" in said
+
+
 def test_what_is_said_on_the_command_line_comes_before_the_environment(tmp_path: Path) -> None:
     second = tmp_path / "second"
     second.touch()
@@ -110,6 +125,8 @@ def test_an_object_leaves_out_what_was_not_asked_for() -> None:
         "sourceParameters": {"url": "http://h/x"},
     }
     assert making.read_checksum(f" {SHA.upper()}\n") == SHA
+    loud = making.image_object("golden", source_type="download", parameters={"url": "HTTP://h/X"})
+    assert loud["spec"]["sourceParameters"] == {"url": "http://h/X"}
 
 
 def test_objects_are_printed_as_kubectl_prints_them(capsys: pytest.CaptureFixture[str]) -> None:

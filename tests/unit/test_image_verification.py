@@ -164,6 +164,7 @@ async def test_a_request_goes_to_ready_copies_and_its_time_is_told(
     assert before is not None
     assert after is not None
     assert (before.is_true, after.is_true) == (True, True)
+    assert (before.reason, after.reason) == ("Computed", "Verified")
     assert before.changed_at != after.changed_at == when
 
 

@@ -70,6 +70,8 @@ def names_of(images: list[BackingImage], **query: str) -> list[str]:
 def test_a_row_tells_state_and_progress() -> None:
     assert row_of(image("a", conditions=READY), ()).state is State.READY
     assert row_of(image("a", conditions=READY), ()).is_verified
+    computed = (READY[0], Condition("ChecksumVerified", True, "Computed"))
+    assert not row_of(image("a", conditions=computed), ()).is_verified
     failed = row_of(image("a", conditions=FAILED), ())
     assert (failed.state, failed.message) == (State.FAILED, "no")
     row = row_of(image("a", disk_file_status=moving(40)), ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,6 +21,9 @@ UPLOAD_LENGTH: Final = "shorthorn.io/upload-length"
 
 LENGTH_PARAMETER: Final = "length"
 """The same in the source parameters of the image's first copy."""
+
+UPLOAD_SAMPLE: Final = "Upload-Sample"
+"""Header by which the edge tells UploadState.sample."""
 
 CLONE_SOURCE: Final = "backing-image"
 """Source parameter of a clone: the image that it is made of. Longhorn's word."""
@@ -69,10 +72,15 @@ class ArtifactForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UploadState:
-    """How far an upload is. `offset_bytes`: what is durable; the next byte goes there."""
+    """How far an upload is. `offset_bytes`: what is durable; the next byte goes there.
+
+    `sample`: of what is durable, as `domain.upload_sample` makes it; empty where it was not asked
+    for, or nothing is there. It is no part of what is compared.
+    """
 
     offset_bytes: int
     length_bytes: int
+    sample: str = field(default="", compare=False)
 
     @property
     def is_complete(self) -> bool:
@@ -114,7 +122,9 @@ class ImageBytes(Protocol):
     """
 
     async def upload_state(self, image: str) -> UploadState:
-        """Return how far the upload is. Raises NotFound: nothing awaits bytes.
+        """Return how far the upload is, with a sample of what has arrived.
+
+        Raises NotFound: nothing awaits bytes.
 
         An upload is awaited from when its copy has been given to a pool (a moment after the
         BackingImage was made) until its last byte is durable. From then on it is found complete,

@@ -25,6 +25,9 @@ from shorthorn.domain.models import (
 ENOUGH: Final = "EnoughCopies"
 """The condition that tells of `minNumberOfCopies` and of copies that were asked for."""
 
+COMPUTED: Final = "Computed"
+"""Why ChecksumVerified is true where nothing was expected, and no copy has been read again yet."""
+
 AWAY: Final = "the copy's node does not report"
 _LACKING = ("NoPool", "Copying", "Computing", "CopyFailed")
 
@@ -167,7 +170,9 @@ def _ready_conditions(
         message = f"expected {image.spec.checksum}, the artifact has {checksum}"
         verified = Condition("ChecksumVerified", False, "ChecksumMismatch", message)
     else:
-        verified = Condition("ChecksumVerified", True, "Verified", "", _verified_at(image, ready))
+        is_compared = bool(image.spec.checksum) or any(c.status.verified_at for c in ready)
+        reason = "Verified" if is_compared else COMPUTED
+        verified = Condition("ChecksumVerified", True, reason, "", _verified_at(image, ready))
     return [Condition("Ready", True, "Ready"), verified]
 
 

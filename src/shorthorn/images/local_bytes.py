@@ -8,14 +8,19 @@ committed, nor decide who may have it. Called by `web` on one host and by `image
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shorthorn.domain import errors, names
 from shorthorn.domain.image_bytes import Artifact, ArtifactForm, OpenArtifact, UploadState
 from shorthorn.domain.models import ImageFormat, ImageKey, SourceType
+from shorthorn.domain.upload_sample import sample_of
 from shorthorn.images.conversions import Qcow2Files, ZstdChunks
 from shorthorn.images.file_chunks import FileChunks
+from shorthorn.kit.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,9 +41,10 @@ class PoolBytes:
 
     async def upload_state(self, key: ImageKey) -> UploadState:
         """See domain.image_bytes.ImageBytes."""
-        state = self._uploads.state(key)
-        if state is not None:
-            return state
+        state, file = self._uploads.state(key), self._uploads.staged_file(key)
+        if state is not None and file is not None:
+            sample = await in_thread(_sample, file, state.offset_bytes)
+            return dataclasses.replace(state, sample=sample)
         record = await self._engine.find_image(key)
         if record is None or record.source.get("type") != SourceType.UPLOAD:
             raise errors.NotFound("upload", key.name, "nothing awaits bytes")
@@ -131,6 +137,15 @@ class LocalBytes:
         if is_read and copy.is_condemned:
             raise errors.NotFound("image", image, copy.status.message)
         return ImageKey(image, copy.spec.image_uuid)
+
+
+def _sample(path: Path, offset_bytes: int) -> str:
+    """Return the sample of a staged file; empty where it has just gone elsewhere."""
+    try:
+        with path.open("rb") as file:
+            return sample_of(functools.partial(os.pread, file.fileno()), offset_bytes)
+    except FileNotFoundError:
+        return ""
 
 
 def _artifact(

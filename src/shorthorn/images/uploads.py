@@ -139,6 +139,11 @@ class Uploads:
         upload = self._open.get(key)
         return None if upload is None else upload.state
 
+    def staged_file(self, key: ImageKey) -> Path | None:
+        """Return where the bytes of an upload that is awaited arrive; it may not be there yet."""
+        upload = self._open.get(key)
+        return None if upload is None else upload.artifact
+
     async def append(
         self, key: ImageKey, offset_bytes: int, chunks: AsyncIterator[bytes]
     ) -> UploadState:
@@ -212,6 +217,10 @@ class _Upload:
         #: Since when that connection is waited for; None: it is not.
         self._silent_since: float | None = None
         self._told = (0.0, 0)
+
+    @property
+    def artifact(self) -> Path:
+        return self._staging / _ARTIFACT_NAME
 
     @property
     def state(self) -> UploadState:
@@ -355,7 +364,7 @@ class _Upload:
             from shorthorn.images import upload_end
 
             offset = self._journal.durable_bytes
-            writer = StagedWriter(self._staging / _ARTIFACT_NAME, offset, self._on_durable)
+            writer = StagedWriter(self.artifact, offset, self._on_durable)
             await writer.__aenter__()
             self._writer = writer
             self._head = upload_end.EarlyHead(None, skip=offset > 0)

@@ -108,7 +108,16 @@ def domain_errors(kind: str, name: str) -> Iterator[None]:
     except ApiError as exc:
         raise _translated(exc, kind, name) from exc
     except (httpx2.HTTPError, ConfigError) as exc:
-        raise errors.Unavailable("API server", f"{type(exc).__name__} {exc}".strip()) from exc
+        raise errors.Unavailable("API server", _in_words(exc)) from exc
+
+
+def _in_words(exc: Exception) -> str:
+    """Return what a request that got no answer means to a user."""
+    if isinstance(exc, httpx2.ConnectError):
+        with contextlib.suppress(RuntimeError):  # it knows no request
+            url = exc.request.url
+            return f"no connection to {url.scheme}://{url.netloc.decode()}; is it running there?"
+    return f"{type(exc).__name__} {exc}".strip()
 
 
 def _translated(exc: ApiError, kind: str, name: str) -> errors.DomainError:

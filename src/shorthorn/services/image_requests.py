@@ -36,8 +36,11 @@ URL: Final = "url"
 
 _CHECKSUM = re.compile(r"[0-9a-f]{128}")
 _WEB_URL = re.compile(r"https?://[^/?#\s]+\S*", re.IGNORECASE)
-#: BackingImage's own rule for names: at least two characters of these.
-_IMAGE_NAME = re.compile(r"(?=.{2,253}\Z)[a-z0-9][a-z0-9.-]*[a-z0-9]")
+#: Of an object (RFC 1123 subdomain); BackingImage's own rule adds that there are two characters.
+_NAME_PART = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_IMAGE_NAME = re.compile(rf"{_NAME_PART}(?:\.{_NAME_PART})*")
+_NAME_LENGTHS = range(2, 254)
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +122,28 @@ def selector(text: str) -> tuple[str, ...]:
 
 def check_name(name: str) -> None:
     """Raise InvalidArgument where no backing image can have this name."""
-    if not _IMAGE_NAME.fullmatch(name):
+    if len(name) not in _NAME_LENGTHS:
+        problem = f"a name has from 2 to 253 characters, this one has {len(name)}"
+        raise InvalidArgument(IMAGE_KEY, problem)
+    if _IMAGE_NAME.fullmatch(name):
+        return
+    problem = "use lower-case letters, digits, '-' and '.'"
+    if set(name) <= _NAME_LETTERS:
+        problem = "it begins and ends with a letter or digit, and so does each part between dots"
+    raise InvalidArgument(IMAGE_KEY, f"{name!r} names no image: {problem}")
+
+
+def web_url(text: str) -> str:
+    """Return the URL of a download as objects hold it: its scheme in lower case.
+
+    Raises: InvalidArgument: it is none. The URL is not in the message.
+    """
+    if not _WEB_URL.fullmatch(text):
         raise InvalidArgument(
-            IMAGE_KEY, f"{name!r} names no image: use lower-case letters, digits, '-' and '.'"
+            URL, "must be an http:// or https:// URL without spaces (a space in a path is %20)"
         )
+    scheme, _, rest = text.partition(":")
+    return f"{scheme.lower()}:{rest}"
 
 
 def check_matches(image: BackingImage, request: ImageRequest) -> None:
@@ -211,8 +232,7 @@ def _check_download(request: ImageRequest) -> None:
             f"there is no backing image {request.name}, and the parameter url for making it on "
             "demand is missing; correct the name, or add url",
         )
-    if not _WEB_URL.fullmatch(url):
-        raise InvalidArgument(URL, "must be an http:// or https:// URL without spaces")
+    web_url(url)
 
 
 def _check_export(request: ImageRequest) -> None:

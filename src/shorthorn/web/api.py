@@ -28,6 +28,7 @@ from shorthorn.domain.errors import (
     WrongState,
 )
 from shorthorn.domain.image_bytes import (
+    UPLOAD_SAMPLE,
     Artifact,
     ArtifactForm,
     Direction,
@@ -313,10 +314,11 @@ async def _document(request: Request) -> dict[str, Any]:
 
 
 def _state_headers(state: UploadState) -> dict[str, str]:
-    return _TUS | {
+    headers = _TUS | {
         "Upload-Offset": str(state.offset_bytes),
         "Upload-Length": str(state.length_bytes),
     }
+    return headers | ({UPLOAD_SAMPLE: state.sample} if state.sample else {})
 
 
 def _problem(status: int, reason: str, message: str) -> JSONResponse:

@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from shorthorn.domain.errors import InvalidArgument
 from shorthorn.domain.models import ImageFormat
 from shorthorn.images.http_source import (
     AlreadyComplete,
@@ -23,6 +24,7 @@ from shorthorn.images.http_source import (
 )
 from shorthorn.images.inspection import SECTOR_BYTES, judge_head, promised_format
 from shorthorn.images.refusal import NotAcceptable
+from shorthorn.services.image_requests import web_url
 
 _TIMEOUT_S: Final = 10.0
 #: What tells formats apart, and a qcow2's header.
@@ -56,10 +58,12 @@ async def check_url(text: str) -> Checked:
         return Checked(f"the server did not begin to send within {_TIMEOUT_S:.0f} s")
     except NotAcceptable as exc:
         return Checked(str(exc))
+    except InvalidArgument as exc:
+        return Checked(f"this {exc.problem}")
 
 
 async def _look(text: str) -> Checked:
-    url = parse_url(text)
+    url = parse_url(web_url(text.strip()))
     session = open_session()
     try:
         async with request_rest(session, url, offset_bytes=0, validator="") as part:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +19,7 @@ from urllib.parse import quote
 import aiohttp
 
 from shorthorn.commands.image.endpoint import Endpoint
-from shorthorn.domain.image_bytes import ArtifactForm
+from shorthorn.domain.image_bytes import UPLOAD_SAMPLE, ArtifactForm
 
 BLOCK_BYTES: Final = 1 << 20
 _CONNECT_S: Final = 10.0
@@ -51,10 +52,14 @@ class Lost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """How much of an upload is durable there, and of how much; `length` is None where unknown."""
+    """How much of an upload is durable there, and of how much; `length` is None where unknown.
+
+    `sample`: of what is there (`domain.upload_sample`); empty where nobody said.
+    """
 
     offset: int
     length: int | None
+    sample: str = ""
 
 
 class ByteClient:
@@ -147,7 +152,7 @@ class ByteClient:
             ) as answer:
                 yield answer
         except (aiohttp.ClientError, TimeoutError) as exc:
-            raise Lost(f"{type(exc).__name__} {exc}".strip()) from exc
+            raise Lost(_in_words(exc, endpoint.url)) from exc
         except (ConnectionError, BrokenPipeError) as exc:
             raise Lost(f"{exc.strerror or type(exc).__name__}") from exc
 
@@ -174,10 +179,32 @@ class Patience:
         self._delay_s = min(self._delay_s * 2, _RETRY_S_MAX)
 
 
+def _in_words(exc: Exception, url: str) -> str:
+    """Return what a lost connection means to a user, and what can be done about it."""
+    match exc:
+        case aiohttp.ClientSSLError():
+            return f"the certificate of {url} is not trusted; name another --server"
+        case aiohttp.ClientConnectorError():
+            cause = exc.os_error
+            why = cause.strerror or "no connection"
+            if cause.errno is not None and cause.errno > 0:  # asyncio puts its own words there
+                why = os.strerror(cause.errno)
+            return f"{url}: {why}; is the service running there, or its port forwarded?"
+        case TimeoutError():
+            return f"{url} does not answer in time"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+            return f"{url} ended the connection"
+        case OSError() if exc.strerror:
+            return exc.strerror
+    return f"{type(exc).__name__} {exc}".strip()
+
+
 def _offset(answer: aiohttp.ClientResponse) -> Offset:
     try:
         length = answer.headers.get("Upload-Length")
-        return Offset(int(answer.headers["Upload-Offset"]), int(length) if length else None)
+        offset = int(answer.headers["Upload-Offset"])
+        sample = answer.headers.get(UPLOAD_SAMPLE, "")
+        return Offset(offset, int(length) if length else None, sample)
     except (KeyError, ValueError):
         raise Refused(
             answer.status, f"{answer.url} answered without an Upload-Offset; is it the web edge?"

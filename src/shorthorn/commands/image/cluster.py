@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -49,6 +52,7 @@ CONTENT: Any = resource_class(
 )
 
 _REFUSED = (401, 403)
+_SIGPIPE_EXIT: Final = 128 + signal.SIGPIPE
 _RETRY_S: Final = 0.3
 _AWAY_S: Final = 60.0
 """A server that does not answer for so long will not soon (a restart takes a few seconds)."""
@@ -238,7 +242,8 @@ async def open_cluster(place: Place) -> AsyncIterator[Cluster]:
 def run(
     place: Place, work: Callable[[Cluster], Awaitable[T]], *, interrupted: str = "interrupted"
 ) -> T:
-    """Do the work of a command. What is refused ends it with exit code 1 and one line.
+    """Do the work of a command. What is refused ends it with exit code 1 and one line; a standard
+    output that nobody reads any more (`| head -1`) without a word, as if by SIGPIPE.
 
     Args: interrupted: what a user is told who presses Ctrl-C.
     """
@@ -251,6 +256,9 @@ def run(
         return asyncio.run(working())
     except errors.DomainError as exc:
         refuse(str(exc))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        raise typer.Exit(_SIGPIPE_EXIT) from None
     except PermissionError as exc:
         refuse(f"{exc.strerror}: {exc.filename}; run it as root, or give --kubeconfig")
     except OSError as exc:

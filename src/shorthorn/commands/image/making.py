@@ -171,7 +171,11 @@ def image_object(
     disk_selector: list[str] | None = None,
     annotations: dict[str, str] | None = None,
 ) -> Object:
-    """Return a BackingImage to create; what is not asked for is left out."""
+    """Return a BackingImage to create; what is not asked for is left out.
+
+    Raises: BadParameter: no image can have this name, or be at this URL.
+    """
+    parameters = _checked(name, parameters)
     spec: dict[str, Any] = {"sourceType": source_type, "minNumberOfCopies": copies}
     optional = {
         "sourceParameters": parameters,
@@ -189,6 +193,21 @@ def image_object(
         "metadata": metadata,
         "spec": spec,
     }
+
+
+def _checked(name: str, parameters: dict[str, str]) -> dict[str, str]:
+    """Return the parameters as objects hold them. Raises: BadParameter."""
+    from shorthorn.domain.errors import InvalidArgument
+    from shorthorn.services.image_requests import URL, check_name, web_url
+
+    try:
+        check_name(name)
+    except InvalidArgument as exc:
+        raise typer.BadParameter(exc.problem, param_hint="NAME") from None
+    try:
+        return {k: web_url(v.strip()) if k == URL else v for k, v in parameters.items()}
+    except InvalidArgument as exc:
+        raise typer.BadParameter(f"this {exc.problem}", param_hint="--url") from None
 
 
 def read_checksum(text: str) -> str:

@@ -150,7 +150,11 @@ class PartFile:
         self._file.close()
 
     def close(self) -> None:
-        """Let go of the part and leave it as it is."""
+        """Let go of the part and leave it as it is; one without a byte is of no use to anybody."""
+        if self._file.closed:
+            return
+        if not os.fstat(self._file.fileno()).st_size:
+            self.discard()
         self._file.close()
 
     def _open(self) -> IO[bytes]:

@@ -72,9 +72,11 @@ class _Lines:
             self._tell(now)
 
     def say(self, text: str) -> None:
+        self.finish()  # lines are in the order in which things happened
         typer.echo(f"{self._title}: {printable(text)}", err=True)
 
     def finish(self) -> None:
+        """Tell how far it is, unless that was the last thing told."""
         if self._first is not None and self._told != self._done:
             self._tell(time.monotonic())
 

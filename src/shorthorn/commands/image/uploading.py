@@ -8,6 +8,7 @@ command goes on. `app` puts the commands together.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import os
 import threading
@@ -15,6 +16,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
+
+import typer
 
 from shorthorn.commands.image.byte_client import (
     BLOCK_BYTES,
@@ -31,6 +34,7 @@ from shorthorn.commands.image.waiting import raise_failure, wait_until
 from shorthorn.domain import errors
 from shorthorn.domain.image_bytes import RETRIED, RETRY_AT, UPLOAD_LENGTH
 from shorthorn.domain.models import BackingImage, SourceType
+from shorthorn.domain.upload_sample import sample_of
 from shorthorn.kube.resources import BACKING_IMAGE
 
 _QCOW2_MAGIC: Final = b"QFI\xfb"
@@ -69,11 +73,15 @@ async def upload(cluster: Cluster, client: ByteClient, wanted: Wanted, limits: L
     with wanted.path.open("rb") as file, _Hashing(wanted.path) as hashing:
         before = os.fstat(file.fileno())
         length = file.seek(0, os.SEEK_END)
-        _check_length_of_file(file, length, wanted.path)
+        note = _note_of(file, length, wanted.path)
+        if note and not limits.quiet:
+            typer.echo(f"{wanted.name}: {note}", err=True)
         image = await _ensure_image(cluster, wanted, length)
         with metered(wanted.name, total=length, quiet=limits.quiet) as meter:
             if not image.is_ready:
-                await _send(cluster, client, image, _Source(file, length), limits, meter)
+                await _send(
+                    cluster, client, image, _Source(file, length, wanted.path), limits, meter
+                )
                 meter.say("sent; waiting until the image is checked")
             obj = await wait_until(
                 cluster, wanted.name, _is_hashed, timeout_s=limits.timeout_s, meter=_Saying(meter)
@@ -119,6 +127,12 @@ class _Source:
 
     file: IO[bytes]
     length: int
+    path: Path
+
+    async def sample(self, offset: int) -> str:
+        """Return the sample of the bytes before `offset` (`domain.upload_sample`)."""
+        read = functools.partial(os.pread, self.file.fileno())
+        return await asyncio.to_thread(sample_of, read, offset)
 
     async def blocks(self, start: int, end: int, meter: Meter) -> AsyncIterator[bytes]:
         """Yield the bytes from `start` to `end`. Raises: InvalidArgument: the file is shorter."""
@@ -196,9 +210,8 @@ async def _send(
 ) -> None:
     """Send all that is missing. Returns also where the image became ready by another's hand."""
     name, patience = image.meta.name, Patience(limits.retry_for_s)
-    offset = await _find_offset(cluster, client, name, patience, meter)
+    offset = await _find_place(cluster, client, name, source, patience, meter)
     while offset is not None and offset.offset < source.length:
-        _check_length(name, offset, source.length)
         end = min(source.length, offset.offset + PIECE_BYTES)
         meter.moved(offset.offset)
         try:
@@ -208,7 +221,7 @@ async def _send(
             meter.say(f"connection lost ({exc}); going on soon")
             await patience.wait(exc)
             before = offset
-            offset = await _find_offset(cluster, client, name, patience, meter)
+            offset = await _find_place(cluster, client, name, source, patience, meter)
             if offset is not None and offset.offset > before.offset:
                 patience.moved()
             continue
@@ -218,8 +231,34 @@ async def _send(
             await patience.wait(Lost("the server takes no bytes"))
         else:
             patience.moved()
-        offset = Offset(reached, offset.length)
         meter.moved(reached)
+        if reached == end:
+            offset = Offset(reached, offset.length)
+        else:  # somebody else sends as well, perhaps another file
+            offset = await _find_place(cluster, client, name, source, patience, meter)
+
+
+async def _find_place(
+    cluster: Cluster,
+    client: ByteClient,
+    name: str,
+    source: _Source,
+    patience: Patience,
+    meter: Meter,
+) -> Offset | None:
+    """Return `_find_offset`'s answer, once what is there already is the file's as well.
+
+    Raises: AlreadyExists: it is of another file. What `_find_offset` raises.
+    """
+    found = await _find_offset(cluster, client, name, patience, meter)
+    if found is None:
+        return None
+    _check_length(name, found, source.length)
+    if found.sample and found.sample != await source.sample(found.offset):
+        told = f"the {found.offset} bytes that it has are of another file than {source.path}"
+        hint = f"send that one, or `shorthorn image rm {name}` and upload again"
+        raise errors.AlreadyExists("backing image", name, f"{told}; {hint}")
+    return found
 
 
 async def _find_offset(
@@ -270,14 +309,18 @@ def _waits_for(image: BackingImage) -> str:
     return (ready.message or ready.reason) if ready else "waiting for the controller"
 
 
-def _check_length_of_file(file: IO[bytes], length: int, path: Path) -> None:
-    """Raise where the server could only refuse the file once all of it had been sent."""
+def _note_of(file: IO[bytes], length: int, path: Path) -> str:
+    """Return what becomes of a file that is no whole disk; empty where it is one.
+
+    Raises: InvalidArgument: the file is empty.
+    """
     if not length:
         raise errors.InvalidArgument("file", f"{path} is empty")
     is_qcow2 = os.pread(file.fileno(), len(_QCOW2_MAGIC), 0) == _QCOW2_MAGIC
-    if length % _SECTOR_BYTES and not is_qcow2:
-        told = f"{path} is no qcow2 image, and a raw one has a multiple of {_SECTOR_BYTES} bytes"
-        raise errors.InvalidArgument("file", f"{told}, not {length}; is it compressed?")
+    if is_qcow2 or not length % _SECTOR_BYTES:
+        return ""
+    told = f"{length} bytes are no whole sectors of {_SECTOR_BYTES}"
+    return f"{told}: as a raw image it is padded with zeros"
 
 
 def _check_length(name: str, offset: Offset, length: int) -> None:

@@ -1,7 +1,9 @@
 """Making an image: download, upload, export of a volume, clone of an image.
 
-Owns: the forms' fields, and the BackingImage that becomes of them. Must never: judge what the API
-server judges; what it refuses is said at the form, with everything that was typed.
+Owns: the forms, and what the script of uploads asks about an image meanwhile. Must never: judge
+what the API server judges; what it refuses is said at the form, with everything that was typed.
+
+The path is one that no image's page can have: below /images everything is an image's name.
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
-from shorthorn.domain.errors import DomainError, InvalidArgument, NotFound, Unavailable
-from shorthorn.domain.handle_traps import CHECKSUM_FORM
-from shorthorn.domain.image_bytes import UPLOAD_LENGTH
-from shorthorn.domain.models import ImageFormat, SourceType, VolumeState
+from shorthorn.domain.errors import DomainError, NotFound, Unavailable
+from shorthorn.domain.models import ImageFormat, VolumeState
+from shorthorn.domain.names import is_object_name
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
-from shorthorn.services.image_requests import check_name, selector
+from shorthorn.web.image_form import FIELDS, SOURCES, backing_image, said_of
 from shorthorn.web.pages.listing import names_of_volumes
 from shorthorn.web.site import (
     page,
@@ -32,6 +33,7 @@ from shorthorn.web.site import (
     site_of,
     text_of,
 )
+from shorthorn.web.views.images import State, state_of
 from shorthorn.web.views.volumes import Names
 
 if TYPE_CHECKING:
@@ -40,35 +42,18 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from shorthorn.domain.models import BackingImage
     from shorthorn.web.site import Site
 
-SOURCES: Final = {
-    "download": SourceType.DOWNLOAD,
-    "upload": SourceType.UPLOAD,
-    "export": SourceType.EXPORT_FROM_VOLUME,
-    "clone": SourceType.CLONE,
-}
-#: An image that no pool will take is told so on its page.
-_AWAITED_S: Final = 3.0
-_FIELDS: Final = (
-    "name",
-    "url",
-    "checksum",
-    "volume",
-    "export_type",
-    "image",
-    "copies",
-    "node_tags",
-    "disk_tags",
-    "upload_length",
-)
+#: One request waits no longer: the script asks again, and says why it waits.
+_AWAITED_S: Final = 2.0
 
 
 async def show(request: Request) -> Response:
     """The form of one source."""
     site = site_of(request)
     await site.access.require(session_of(request), "create", user_api.IMAGES)
-    values = {key: text_of(request.query_params, key) for key in _FIELDS}
+    values = {key: text_of(request.query_params, key) for key in FIELDS}
     values["copies"] = values["copies"] or "1"
     values["export_type"] = values["export_type"] or ImageFormat.QCOW2
     return await _form(request, _source(request.query_params), values)
@@ -78,7 +63,7 @@ async def create(request: Request) -> Response:
     """Make the object; the upload's script asks for JSON and then sends the bytes."""
     form = await read_form(request)
     source = _source(form)
-    values = {key: text_of(form, key) for key in _FIELDS}
+    values = {key: text_of(form, key) for key in FIELDS}
     site, session = site_of(request), session_of(request)
     try:
         body = backing_image(source, values, site.namespace)
@@ -87,16 +72,33 @@ async def create(request: Request) -> Response:
         )
     except (DomainError, Refused) as exc:
         problem = problem_or_raise(exc)
+        told = said_of(exc, values["name"])
         if _wants_json(request):
-            body = {"reason": problem.reason, "message": problem.message}
-            return JSONResponse(body, problem.status)
-        return await _form(request, source, values, _in_words(exc, values["name"]), problem.status)
+            return JSONResponse({"reason": problem.reason, "message": told}, problem.status)
+        return await _form(request, source, values, told, problem.status)
     location = f"/images/{values['name']}"
     if _wants_json(request):
-        await _until_awaited(site, values["name"])
         upload = f"/api/v1/images/{values['name']}/upload"
         return JSONResponse({"location": location, "upload": upload}, 201)
     return see_other(location)
+
+
+async def state(request: Request) -> Response:
+    """What the script of uploads has to know of an image (`name`), and of this session.
+
+    `awaits`: whether its bytes are awaited, or all here; it is waited for a moment. Without a name
+    there is the form token alone, which is another one in a session that began meanwhile.
+    """
+    site, session = site_of(request), session_of(request)
+    told: dict[str, Any] = {"formToken": request.state.form_token}
+    name = text_of(request.query_params, "name")
+    if name:
+        await site.access.require(session, "list", user_api.IMAGES)
+        if not await _is_failed(site, name):
+            told["awaits"] = await _until_awaited(site, name)
+        image = await _image(site, name)
+        told["state"], told["message"] = state_of(image)
+    return JSONResponse(told)
 
 
 async def check(request: Request) -> Response:
@@ -111,70 +113,41 @@ async def check(request: Request) -> Response:
     return HTMLResponse(render(request, "create/checked.html", checked=checked))
 
 
-async def _until_awaited(site: Site, name: str) -> None:
-    """Wait until a pool awaits the bytes of a new image, but not for long: who sends asks again."""
+async def _until_awaited(site: Site, name: str) -> bool:
+    """Wait until a pool awaits the bytes of an image, but not for long: who sends asks again."""
     if site.image_bytes is None:
-        return
+        return False
     with contextlib.suppress(TimeoutError, Unavailable):
         async with asyncio.timeout(_AWAITED_S), site.watched.copies.subscribe() as names:
             while True:
                 with contextlib.suppress(NotFound):
                     await site.image_bytes.upload_state(name)
-                    return
+                    return True
                 await anext(names)
+    return False
+
+
+async def _is_failed(site: Site, name: str) -> bool:
+    return state_of(await _image(site, name))[0] is State.FAILED
+
+
+async def _image(site: Site, name: str) -> BackingImage:
+    """Return an image, also one that no watch has told of yet. Raises: NotFound."""
+    if not is_object_name(name):
+        raise NotFound("backing image", name)
+    images = site.watched.images
+    image = images.find_cached(name) or await images.find(name)
+    if image is None:
+        raise NotFound("backing image", name)
+    return image
 
 
 routes = [
-    Route("/images/new", show, methods=["GET"]),
-    Route("/images/new", create, methods=["POST"]),
-    Route("/images/new/check-url", check, methods=["POST"]),
+    Route("/new-image", show, methods=["GET"]),
+    Route("/new-image", create, methods=["POST"]),
+    Route("/new-image/state", state, methods=["GET"]),
+    Route("/new-image/check-url", check, methods=["POST"]),
 ]
-
-
-def backing_image(source: str, values: Mapping[str, str], namespace: str) -> dict[str, Any]:
-    """Return the object that a form asks for. Raises: InvalidArgument: a field makes no sense."""
-    try:
-        check_name(values["name"])
-    except InvalidArgument as exc:
-        raise InvalidArgument("name", exc.problem) from None
-    if values["checksum"] and not CHECKSUM_FORM.fullmatch(values["checksum"].lower()):
-        raise InvalidArgument("checksum", "a SHA-512 is 128 hexadecimal digits")
-    copies = values["copies"] or "1"
-    if not copies.isdecimal() or len(copies) > 4 or not int(copies):
-        raise InvalidArgument("copies", "write a whole number of at least 1")
-    spec: dict[str, Any] = {
-        "sourceType": SOURCES[source].value,
-        "sourceParameters": _parameters(source, values),
-        "checksum": values["checksum"].lower(),
-        "minNumberOfCopies": int(copies),
-        "nodeSelector": list(selector(values["node_tags"])),
-        "diskSelector": list(selector(values["disk_tags"])),
-    }
-    meta: dict[str, Any] = {"name": values["name"], "namespace": namespace}
-    if source == "upload":
-        length = values["upload_length"]
-        if not length.isdecimal() or not int(length):
-            raise InvalidArgument("file", "choose a file that is not empty")
-        meta["annotations"] = {UPLOAD_LENGTH: length}
-    return {
-        "apiVersion": user_api.IMAGES.api_version,
-        "kind": user_api.IMAGES.kind,
-        "metadata": meta,
-        "spec": {key: value for key, value in spec.items() if value not in ("", [], {})},
-    }
-
-
-def _parameters(source: str, values: Mapping[str, str]) -> dict[str, str]:
-    wanted = {
-        "download": {"url": "url"},
-        "upload": {},
-        "export": {"volume": "volume-name", "export_type": "export-type"},
-        "clone": {"image": "backing-image"},
-    }[source]
-    for field in wanted:
-        if not values[field]:
-            raise InvalidArgument(field.replace("_", " "), "must not be empty")
-    return {key: values[field] for field, key in wanted.items()}
 
 
 async def _form(
@@ -210,14 +183,6 @@ def _images(site: Site) -> list[str]:
 def _source(values: Mapping[str, Any]) -> str:
     source = text_of(values, "from", "download")
     return source if source in SOURCES else "download"
-
-
-def _in_words(exc: Exception, name: str) -> str:
-    if isinstance(exc, Refused) and exc.reason == "AlreadyExists":
-        return f"There is an image named {name} already. Choose another name."
-    if isinstance(exc, Refused) and exc.causes:
-        return "; ".join(message for _, message in exc.causes if message) or exc.message
-    return str(exc)
 
 
 def _wants_json(request: Request) -> bool:

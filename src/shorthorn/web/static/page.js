@@ -79,6 +79,7 @@ document.addEventListener("input", (event) => {
   document.querySelector(asker.getAttribute("hx-target")).replaceChildren();
 });
 document.addEventListener("htmx:responseError", (event) => {
+  if (event.detail.xhr.status === 401) return; // drafts.js tells that the session has ended
   const answer = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html");
   const sentence = answer.querySelector("main p")?.textContent;
   sayAtVerdict(event, sentence || `The server answered ${event.detail.xhr.status}.`);
@@ -116,6 +117,8 @@ document.addEventListener("htmx:sseError", async () => {
 });
 function toLogin() {
   source?.close();
+  const ended = new CustomEvent("shorthorn:ended", { cancelable: true });
+  if (!document.dispatchEvent(ended)) return; // somebody's file would be lost with this page
   location.assign(`/login?ended=1&next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 

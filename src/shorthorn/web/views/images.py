@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
+from shorthorn.domain.image_status import COMPUTED
 from shorthorn.domain.models import BackingImage, CopyState, ImageCopy, SourceType
 from shorthorn.web.rates import MOVING, Rates
 
@@ -189,7 +190,10 @@ def row_of(image: BackingImage, copies: Sequence[ImageCopy], rates: Rates | None
         source_detail=source_detail(image),
         copies_ready=ready,
         copies_wanted=max(image.spec.min_number_of_copies, len(image.spec.disk_file_spec)),
-        is_verified=any(c.type == "ChecksumVerified" and c.is_true for c in status.conditions),
+        is_verified=any(
+            c.type == "ChecksumVerified" and c.is_true and c.reason != COMPUTED
+            for c in status.conditions
+        ),
         created_at=image.meta.created_at,
     )
 
