@@ -60,7 +60,7 @@ async def test_every_form_arrives_whole_over_a_cut(
 
 async def test_what_the_edge_refuses_is_said(user: Shell) -> None:
     await user.make_image("golden", CONTENT)
-    said = await user.is_refused("download", "golden")
+    said = await user.is_refused("download", "golden", "--retry-for", "1")
     assert "golden not found" in said
     token = {"SHORTHORN_TOKEN": "another-users-token"}
     said = await user.is_refused("download", "golden", env=token)
