@@ -144,6 +144,7 @@ async def sign_in_elsewhere(visitor: Visitor, service: ServiceProcess) -> None:
 async def test_a_session_that_ended_before_is_said_and_the_file_stays(
     visitor: Visitor, service: ServiceProcess, images: Images, file: Path
 ) -> None:
+    visitor.expect_complaint("status of 401")
     page = await visitor.go("/new-image?from=upload")
     await page.get_by_label("File").set_input_files(file)
     await page.get_by_label("Name").fill("signed-out")

@@ -122,6 +122,21 @@ function toLogin() {
   location.assign(`/login?ended=1&next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
+// A row may be told before the page has fetched the list that it is new in. It is left out, and the
+// list fetched once more: the one on its way may have been made before this change.
+document.addEventListener("htmx:sseBeforeMessage", (event) => {
+  const told = document.createElement("template");
+  told.innerHTML = event.detail.data;
+  const rows = [...told.content.querySelectorAll("[hx-swap-oob][id]")];
+  const unknown = rows.filter((row) => !document.getElementById(row.id));
+  if (!unknown.length) return;
+  event.preventDefault();
+  for (const row of unknown) row.remove();
+  window.htmx.swap(event.target, told.innerHTML, { swapStyle: "none" });
+  const list = document.querySelector("[hx-trigger='sse:list']");
+  if (list) window.htmx.trigger(list, "sse:list");
+});
+
 // A browser has six connections for all tabs of a site: a hidden page gives its stream back. The
 // mark in its address tells the server what the page has seen, so nothing is missed.
 document.addEventListener("visibilitychange", () => {
