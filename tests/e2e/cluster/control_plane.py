@@ -214,6 +214,20 @@ class ControlPlane:
             check=False,
         )
 
+    def make_namespace(self, name: str) -> None:
+        """Make a namespace that pods can be made in.
+
+        After its API server was away, the controller that makes service accounts may see a new
+        namespace half a minute later only: client-go backs off.
+        """
+        meta = {"name": name}
+        self.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+        poll(
+            lambda: self.find_service_account(name, "default"),
+            timeout_s=90,
+            what=f"the service account of {name}",
+        )
+
     def find_service_account(self, namespace: str, name: str) -> dict[str, Any] | None:
         return self.api.find("ServiceAccount", namespace, name)
 

@@ -403,6 +403,9 @@ def test_the_api_server_is_away_for_a_minute(release: Release, own: User) -> Non
     where.calls.unmount(first)
     assert digest(where.calls.mount(first)) == wanted
     release.plane.restart("kube-apiserver")
+    # With leader election, as elsewhere, these end when they cannot renew, and are started anew.
+    for name in ("kube-controller-manager", "kube-scheduler"):
+        release.plane.restart(name)
     is_done = tended(release, lambda: is_ready(snapshot_object(own, "s")))
     poll(is_done, timeout_s=90, what="a snapshot after the API server's return")
     where.calls.unmount(first)

@@ -171,8 +171,7 @@ class User(Tenant):
 def user(release: Release, namespace: str) -> Iterator[User]:
     """A user, whose namespace is empty at the end."""
     made = User(release, namespace)
-    meta = {"name": namespace}
-    made.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+    release.plane.make_namespace(namespace)
     yield made
     made.clear()
     # Its controller looks again after five seconds, for which nobody has to wait.

@@ -26,7 +26,7 @@ def installed() -> Iterator[Installation]:
 def own(installed: Installation, request: pytest.FixtureRequest) -> Iterator[PodUser]:
     """A user with a namespace of the test's own; its end must leave nothing on any node."""
     name = f"test-{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"
-    installed.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    installed.plane.make_namespace(name)
     user = PodUser(installed.plane, name)
     try:
         yield user
