@@ -36,14 +36,14 @@ _QUEUED_BLOCKS = 4
 _RUNS_MAX = 512
 _SPAN_BYTES_MAX = 64 << 20
 _PAGE_BYTES = 4096
-#: One pwrite. The page cache takes as large a folio as one call fills, and the largest come from
-#: memory that a virtual machine has given back to its host: with 2 MiB at a time an upload took
-#: twice as long (measured).
+#: One pwrite. The page cache takes as large a folio as one call fills; copying into those of 2 MiB
+#: took half of an upload's processor time in a virtual machine. See docs/performance.md for what
+#: this one was compared with.
 _WRITE_BYTES = 64 << 10
 #: Shorter runs of zeros are written: a hole costs two extents, 40 µs in every clone ever made.
 HOLE_MIN_BYTES = 64 << 10
-#: The file grows by so much at once. Growing it block by block, XFS writes out and waits at each
-#: step (upload at a third of the rate, measured); a step is a hole, so it takes no room.
+#: The file grows by so much at once: growing it block by block, XFS may write out and wait at each
+#: step. A step is a hole, so it takes no room.
 _GROWTH_BYTES = 64 << 20
 #: What a kill can cost at most, in bytes and in seconds of a slow line.
 CHECKPOINT_BYTES = 64 << 20
