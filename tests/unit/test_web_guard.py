@@ -7,12 +7,19 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from shorthorn.web.errors import Problem
-from shorthorn.web.guard import CONTENT_SECURITY_POLICY, FORM_BYTES_MAX, Guard, own_path
+from shorthorn.web.guard import (
+    CONTENT_SECURITY_POLICY,
+    FORM_BYTES_MAX,
+    Guard,
+    is_own_origin,
+    own_path,
+)
 from shorthorn.web.sessions import Sessions, make_key
 
 KEY = make_key()
@@ -118,6 +125,8 @@ async def test_a_session_that_is_over_is_told_from_none(http: httpx2.AsyncClient
         "/\\evil.example",
         "/\t/evil.example",
         "/\n/evil.example",
+        "//[",
+        "http://[",
         "/login?next=/login",
         "/logout",
         "/ü",
@@ -126,6 +135,11 @@ async def test_a_session_that_is_over_is_told_from_none(http: httpx2.AsyncClient
 )
 def test_nobody_is_led_elsewhere(path: str) -> None:
     assert own_path(path) == "/"
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://evil.example"])
+def test_an_origin_that_is_not_ours_is_known_whatever_it_is(origin: str) -> None:
+    assert not is_own_origin(Headers({"host": "127.0.0.1:80", "origin": origin}))
 
 
 def test_a_page_of_ours_is_gone_on_to() -> None:

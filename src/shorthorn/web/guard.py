@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -145,7 +145,7 @@ def is_own_origin(headers: Headers) -> bool:
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    return origin is None or _split(origin).netloc.lower() == headers.get("host", "").lower()
 
 
 def is_by_tls(request: Request) -> bool:
@@ -184,7 +184,7 @@ def page_of(request: Request) -> str:
     here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     if request.method in _SAFE:
         return own_path(here)
-    referrer = urlsplit(request.headers.get("referer", ""))
+    referrer = _split(request.headers.get("referer", ""))
     if referrer.netloc.lower() != request.headers.get("host", "").lower():
         return own_path(here)
     return own_path(referrer.path + (f"?{referrer.query}" if referrer.query else ""))
@@ -193,10 +193,18 @@ def page_of(request: Request) -> str:
 def own_path(path: str) -> str:
     """Return where to go on; `/` for what is no page of ours, another site above all."""
     is_plain = path.isascii() and path.isprintable() and "\\" not in path  # which browsers mend
-    parts = urlsplit(path) if is_plain and len(path) <= _BACK_CHARS_MAX else None
+    parts = _split(path) if is_plain and len(path) <= _BACK_CHARS_MAX else None
     if parts is None or parts.scheme or parts.netloc or not path.startswith("/"):
         return "/"
     return "/" if path.startswith("//") or parts.path in ("/login", "/logout") else path
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of what a stranger calls a URL; all are empty where it is none (`//[`)."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 async def read_limited(request: Request, limit: int) -> bytes | None:
