@@ -103,7 +103,7 @@ async def test_a_session_expires_under_an_open_page(
     """By its own time: the session was begun twelve hours ago, but for some seconds."""
     visitor.expect_complaint("status of 401", "EventSource's response has a")
     page = await visitor.go("/images?q=some")
-    await _age(visitor, service, left_s=4)
+    await _age(visitor, service, left_s=8)
     await page.reload()
     await expect(page.get_by_label("Name or source")).to_have_value("some")
     await expect(page.get_by_text("Your session has ended.")).to_be_visible()
@@ -145,7 +145,7 @@ async def test_an_upload_outlives_its_session_and_the_service(
     file.write_bytes(random.Random(1).randbytes(64 * MIB))
     images.begin_upload("outlives", 64 * MIB)
     page = await visitor.go("/images/outlives")
-    await set_speed(visitor, 16 * MIB)
+    await set_speed(visitor, 12 * MIB)
     await page.get_by_label("File").set_input_files(file)
     await reach(page, 0.6)
     await page.get_by_role("button", name="Pause").click()

@@ -18,7 +18,7 @@ from tests.browser.uploading import begin, is_there, leave, offsets_sent, reach,
 from tests.integration.daemon_process import ServiceProcess
 from tests.integration.service_api import SYSTEM
 
-_SLOW = 24 * MIB
+_SLOW = 12 * MIB
 _FILE_BYTES = 60_000_256
 
 

@@ -23,7 +23,7 @@ from tests.integration.service_api import SYSTEM
 
 GIB = 1 << 30
 #: Bytes a second of the slow lines below, and a file that takes a while over them.
-_SLOW = 24 * MIB
+_SLOW = 12 * MIB
 _FILE_BYTES = 80 * MIB
 _LOST = "net::ERR_"
 
