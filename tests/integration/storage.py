@@ -7,7 +7,11 @@ tests ask for.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import errno
+import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -18,7 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -114,6 +118,22 @@ def _loops_of_files_below(directory: Path) -> list[str]:
     listing = _run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
     pairs = (line.split(maxsplit=1) for line in listing.splitlines())
     return [device for device, file in pairs if file.startswith(f"{directory}/")]
+
+
+def fill_up(directory: Path) -> None:
+    """Take every block, then every block that an inode or a directory could still have."""
+    directory.mkdir()
+    with (directory / "large").open("wb", buffering=0) as file:
+        for size in (MIB, 4096):
+            until_full(functools.partial(file.write, b"x" * size))
+    subprocess.run(["sync", "--file-system", directory], check=False)
+    names = (directory / f"{number}-{'x' * 200}" for number in itertools.count())
+    until_full(lambda: next(names).write_bytes(b"y" * 64))
+
+
+def until_full(write: Callable[[], object]) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        collections.deque(iter(write, None), maxlen=0)
 
 
 def allocated_bytes(path: Path) -> int:

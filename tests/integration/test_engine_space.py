@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import errno
-import functools
-import itertools
 import os
 import random
 import subprocess
@@ -25,7 +21,7 @@ from shorthorn.engines.staging import Staging
 from shorthorn.host import extents
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from shorthorn.domain.models import Progress
 
@@ -202,22 +198,6 @@ def small_pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         yield root / "pool"
 
 
-def fill_up(directory: Path) -> None:
-    """Take every block, then every block that an inode or a directory could still have."""
-    directory.mkdir()
-    with (directory / "large").open("wb", buffering=0) as file:
-        for size in (MIB, 4 * KIB):
-            until_full(functools.partial(file.write, b"x" * size))
-    subprocess.run(["sync", "--file-system", directory], check=False)
-    names = (directory / f"{number}-{'x' * 200}" for number in itertools.count())
-    until_full(lambda: next(names).write_bytes(b"y" * 64))
-
-
-def until_full(write: Callable[[], object]) -> None:
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        collections.deque(iter(write, None), maxlen=0)
-
-
 async def test_a_full_pool_says_so_and_nothing_half_made_stays(small_pool: Path) -> None:
     engine = LocalEngine(small_pool)
     await engine.open()
@@ -229,7 +209,7 @@ async def test_a_full_pool_says_so_and_nothing_half_made_stays(small_pool: Path)
     await engine.create_snapshot("s", "v")
     await engine.begin_export(KEY, "v", ImageFormat.QCOW2)
     hog = small_pool.parent / "hog"
-    fill_up(hog)
+    storage.fill_up(hog)
     before = set(small_pool.rglob("*"))
 
     with pytest.raises(NoSpace) as caught:
@@ -271,7 +251,7 @@ async def test_a_full_pool_opens_so_that_something_can_be_deleted(
     await engine.create_volume("deletable", MIB, BLANK)
     if not is_killed:
         await engine.close()
-    fill_up(small_pool.parent / "hog")
+    storage.fill_up(small_pool.parent / "hog")
     if is_killed:
         assert engine._lock._descriptor is not None
         os.close(engine._lock._descriptor)

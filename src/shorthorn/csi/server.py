@@ -75,7 +75,11 @@ class CsiServer:
         await _remove_dead(self._socket)
         # Bound under another name: the real one exists only with its final mode.
         new = self._socket.with_name(self._socket.name + _NEW_SUFFIX)
-        self._server.add_insecure_port(f"unix:{new}")
+        try:
+            self._server.add_insecure_port(f"unix:{new}")
+        except RuntimeError as exc:  # gRPC tells the reason to stderr only
+            problem = f"cannot listen at {self._socket}; is its disk full, or not to be written to?"
+            raise InvalidArgument("socket", problem) from exc
         new.chmod(0o600)
         await self._server.start()
         self._is_serving = True

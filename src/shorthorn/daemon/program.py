@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Coroutine
 from typing import Any, ClassVar, Self
 
@@ -42,7 +43,7 @@ class Program:
             await self._start_or_fail()
         except self.start_errors as exc:
             await self._stop()
-            raise StartFailed(str(exc)) from exc
+            raise StartFailed(_explained(exc)) from exc
         except BaseException:
             await self._stop()
             raise
@@ -84,6 +85,12 @@ class Program:
             return
         exc = task.exception() or RuntimeError(f"{task.get_name()} ended by itself")
         self.failed.set_exception(exc)
+
+
+def _explained(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+        return f"{exc}: the disk is full; make some MiB of room there and start again"
+    return str(exc)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

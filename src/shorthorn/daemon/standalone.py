@@ -63,6 +63,8 @@ from shorthorn.standalone.apiserver.listening import (
 )
 from shorthorn.standalone.apiserver.schema import SchemaUnsupported
 from shorthorn.standalone.apiserver.server import ApiServer
+from shorthorn.standalone.apiserver.spare_room import SpareRoom
+from shorthorn.standalone.apiserver.store import StoreUnavailable
 from shorthorn.standalone.csi_client import CsiClient
 from shorthorn.standalone.defaults import ensure_defaults
 from shorthorn.standalone.roles import Roles
@@ -83,6 +85,7 @@ class Daemon(Program):
         ListenRefused,
         SchemaUnsupported,
         StoreRefused,
+        StoreUnavailable,
     )
 
     def __init__(self, settings: Settings) -> None:
@@ -101,6 +104,7 @@ class Daemon(Program):
         parse_listen(f"{settings.web_host}:{settings.web_port or 0}")
         check_path(settings.csi_socket)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        SpareRoom(settings.database).make_way()
         self._stack.enter_context(DirectoryLock(settings.data_dir, owner="shorthorn"))
         self._spawn(heap.keep_small())
         engine, self.pool_dir = await self._stack.enter_async_context(

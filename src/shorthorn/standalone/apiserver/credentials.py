@@ -12,6 +12,7 @@ import datetime as dt
 import os
 import secrets
 import ssl
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,12 @@ def ensure_tls(path: Path) -> Tls:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file atomically and durably, readable by its owner only."""
+    """Replace a file atomically and durably, readable by its owner only.
+
+    One that says so already is left as it is, so that a start on a full disk writes nothing anew.
+    """
+    if _says(path, text):
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -84,6 +90,14 @@ def write_private(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        is_private = stat.S_IMODE(path.stat().st_mode) == 0o600
+        return is_private and path.read_bytes() == text.encode()
+    except FileNotFoundError:
+        return False
 
 
 def _is_usable(text: str) -> bool:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 import struct
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from shorthorn.host.file_systems import BTRFS
+from shorthorn.host.mountinfo import mount_of_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +24,10 @@ SCHEMA_VERSION = 1
 #: "SHRN" in the SQLite header, so that a foreign database is never taken for ours.
 APPLICATION_ID = 0x5348524E
 _HEADER_BYTES = 100
+#: The header's write and read version of a database that has a log.
+_WAL_MODE = b"\x02\x02"
+_WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
+_WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
 
 class StoreRefused(Exception):
@@ -51,8 +58,8 @@ def refuse_foreign(path: Path) -> None:
         raise StoreRefused(f"{path} is not an SQLite database")
     version, application = struct.unpack_from(">I", header, 60)[0], header[68:72]
     wal = path.with_name(path.name + "-wal")
-    if wal.exists() and wal.stat().st_size:
-        version = max(version, _version_in_wal(path))
+    if wal.exists():
+        version = max(version, _version_in_wal(wal))
     if application != struct.pack(">I", APPLICATION_ID):
         raise StoreRefused(f"{path} is not a database of this API server")
     if version > SCHEMA_VERSION:
@@ -62,11 +69,44 @@ def refuse_foreign(path: Path) -> None:
         )
 
 
-def _version_in_wal(path: Path) -> int:
-    """Read the version through an unfinished log; a read-only connection never checkpoints it."""
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        version: int = db.execute("PRAGMA user_version").fetchone()[0]
-        return version
-    finally:
-        db.close()
+def uri(path: Path, **parameters: str) -> str:
+    """Return what SQLite opens the file by. See sqlite.org/vfs.html.
+
+    Where files are written elsewhere than where they were (btrfs), the index of the log may not be
+    a mapped file: writing to memory for which a full disk has no block kills the process (SIGBUS).
+    So it is kept in memory there, and no other process can open the database meanwhile.
+    """
+    if mount_of_path(path.parent).fs_type == BTRFS:
+        parameters["vfs"] = "unix-excl"
+    return f"{path.absolute().as_uri()}?{urlencode(parameters)}"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether there are no tables yet, or somebody died making them."""
+    journal = path.with_name(path.name + "-journal")
+    if not path.exists() or journal.exists():
+        return True
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    return header[18:20] != _WAL_MODE
+
+
+def _version_in_wal(wal: Path) -> int:
+    """Return the newest version in an unfinished log; SQLite would write while it looked.
+
+    Source: sqlite.org/fileformat.html, "The Write-Ahead Log". Frames that were not committed count,
+    too: whoever wrote them is newer.
+    """
+    version = 0
+    with wal.open("rb") as file:
+        header = file.read(_WAL_HEADER_BYTES)
+        if len(header) < _WAL_HEADER_BYTES or header[:4] not in _WAL_MAGIC:
+            return version
+        (page_bytes,) = struct.unpack_from(">I", header, 8)
+        salts = header[16:24]
+        while len(frame := file.read(_FRAME_HEADER_BYTES + page_bytes)) > _HEADER_BYTES:
+            if frame[8:16] != salts:
+                break
+            if struct.unpack_from(">I", frame)[0] == 1:
+                version = max(version, *struct.unpack_from(">I", frame, _FRAME_HEADER_BYTES + 60))
+    return version

@@ -27,9 +27,12 @@ import msgspec
 from shorthorn.standalone.apiserver.database_file import (
     APPLICATION_ID,
     SCHEMA_VERSION,
+    is_unfinished,
     lock,
     refuse_foreign,
+    uri,
 )
+from shorthorn.standalone.apiserver.spare_room import SpareRoom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +69,10 @@ _COLUMNS = "resource, namespace, name, uid, resource_version, data"
 
 
 class StoreUnavailable(Exception):
-    """A write could not be made durable (disk full, I/O error, closing); nothing of it remains."""
+    """A write could not be made durable (disk full, I/O error, closing); nothing of it remains.
+
+    Or the database cannot be opened at all.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +273,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._spare = SpareRoom(path)
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
@@ -281,14 +288,18 @@ class Store:
         """Open or create the database and start the threads.
 
         Raises: StoreRefused: newer or foreign file, or another process has it; nothing was touched.
+                StoreUnavailable: it cannot be opened (disk full, I/O error).
         """
         self._lock_fd = lock(self._path.with_name(self._path.name + ".lock"))
         try:
             refuse_foreign(self._path)
             self._create()
             self._loop_reader = self._connect()
-        except BaseException:
+        except BaseException as exc:
+            self._close_connections()
             os.close(self._lock_fd)
+            if isinstance(exc, sqlite3.Error):
+                raise StoreUnavailable(f"{self._path} cannot be opened: {exc}") from exc
             raise
         self._loop = loop
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="api-read")
@@ -296,20 +307,27 @@ class Store:
         self._writer.start()
 
     def _create(self) -> None:
+        if is_unfinished(self._path):
+            self._make_tables()
+        self._uri = uri(self._path)
+        self._spare.lend()
+        self._write_db = self._connect()
+        self._spare.stock(self._write_db)
+
+    def _make_tables(self) -> None:
+        """In a connection of its own, WAL last: so the file's own header carries both numbers."""
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        db = self._connect()
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            # Before WAL, so that the header of the file itself carries both numbers.
-            db.executescript(
-                f"BEGIN; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-        db.execute("PRAGMA journal_mode = WAL").fetchone()
-        self._write_db = db
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                db.executescript(
+                    f"BEGIN; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
+                    f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                )
+            db.execute("PRAGMA journal_mode = WAL").fetchone()
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
-            self._path, isolation_level=None, check_same_thread=False, cached_statements=64
+            self._uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         db.execute("PRAGMA synchronous = FULL")
         with self._connections_lock:
@@ -358,9 +376,13 @@ class Store:
         self._queue.put(None)
         await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._readers.shutdown)
+        with self._spare.kept_from_log():
+            self._close_connections()
+        os.close(self._lock_fd)
+
+    def _close_connections(self) -> None:
         for connection in self._connections:
             connection.close()
-        os.close(self._lock_fd)
 
     def _run_writer(self) -> None:
         while (first := self._queue.get()) is not None:
@@ -373,6 +395,7 @@ class Store:
                     else:
                         batch.append(following)
             self._commit(batch)
+            self._spare.keep()
             if is_last:
                 return
 
