@@ -1,7 +1,8 @@
 """One running service and one browser for all tests of the web page.
 
 `visitor` is signed in and has a browser context of its own; `stranger` has no session. `images`
-makes images that are gone at the end, `own` is a namespace of the test's own.
+makes images that are gone at the end, `own` is a namespace of the test's own. Visitors ask for
+`images`, so that they have left before images go: a page that saw that would complain of it.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def login_link(service: ServiceProcess) -> str:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def visitor(
-    browser: Browser, service: ServiceProcess, signed_in: StorageState
+    browser: Browser, service: ServiceProcess, signed_in: StorageState, images: Images
 ) -> AsyncIterator[Visitor]:
     """Somebody who is signed in."""
     async with visiting(browser, url_of(service), storage_state=signed_in) as made:
@@ -97,7 +98,7 @@ async def visitor(
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def other_visitor(
-    browser: Browser, service: ServiceProcess, signed_in: StorageState
+    browser: Browser, service: ServiceProcess, signed_in: StorageState, images: Images
 ) -> AsyncIterator[Visitor]:
     """Somebody else who is signed in."""
     async with visiting(browser, url_of(service), storage_state=signed_in) as made:

@@ -39,7 +39,9 @@ def service() -> Iterator[ServiceProcess]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def visitor(browser: Browser, service: ServiceProcess) -> AsyncIterator[Visitor]:
+async def visitor(
+    browser: Browser, service: ServiceProcess, images: Images
+) -> AsyncIterator[Visitor]:
     """Somebody who is signed in and knows that the service goes away."""
     cookies = await cookies_of(browser, service)
     async with visiting(browser, url_of(service), storage_state=cookies) as made:

@@ -24,7 +24,7 @@ _FILE_BYTES = 60_000_256
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def visitor(
-    browser: Browser, service: ServiceProcess, signed_in: StorageState
+    browser: Browser, service: ServiceProcess, signed_in: StorageState, images: Images
 ) -> AsyncIterator[Visitor]:
     """Somebody who is signed in, and leaves a page where something runs."""
     async with visiting(browser, url_of(service), storage_state=signed_in) as made:

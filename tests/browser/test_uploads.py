@@ -41,7 +41,9 @@ def service() -> Iterator[ServiceProcess]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def visitor(browser: Browser, service: ServiceProcess) -> AsyncIterator[Visitor]:
+async def visitor(
+    browser: Browser, service: ServiceProcess, images: Images
+) -> AsyncIterator[Visitor]:
     """Somebody who is signed in, and leaves a page where something runs."""
     cookies = await cookies_of(browser, service)
     async with visiting(browser, url_of(service), storage_state=cookies) as made:

@@ -163,7 +163,7 @@ async def test_handles_good_and_bad(visitor: Visitor, images: Images) -> None:
 
 async def test_no_verdict_stays_beside_another_text(visitor: Visitor, images: Images) -> None:
     visitor.expect_complaint("status of 400", "Response Status Error Code 400")
-    visitor.expect_complaint("ERR_FAILED", "htmx:sendError", "htmx:afterRequest")
+    visitor.expect_complaint("ERR_FAILED", "htmx:sendError", "htmx:sendAbort", "htmx:afterRequest")
     images.make("judged")
     page = await visitor.go("/handle")
     handle = page.get_by_label("Handle", exact=True)
