@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from cryptography import x509
+from tests.integration.peers import wait_trusted
 
 from shorthorn.domain.errors import Conflict, Unavailable
 from shorthorn.kube.client import connect
@@ -165,7 +166,7 @@ async def test_a_node_waits_for_the_secret_and_uses_each_new_one(
             context()
     async with running(identity.run()), asyncio.timeout(30):
         await authority.ensure()
-        await identity.wait_ready()
+        await wait_trusted(identity)
         first = identity.server_context()
         assert identity.server_context() is first
         clock.now += timedelta(days=21)
@@ -196,4 +197,4 @@ async def test_the_controllers_loop_makes_them_when_the_api_server_is_there(
     identity = PeerIdentity(client, namespace=NAMESPACE)
     authority = PeerAuthority(client, namespace=NAMESPACE)
     async with running(authority.run()), running(identity.run()), asyncio.timeout(30):
-        await identity.wait_ready()
+        await wait_trusted(identity)

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from shorthorn.host import mounts, syscalls
+from shorthorn.host import syscalls
 from shorthorn.host.errors import HostError
 from shorthorn.kit import process
 from shorthorn.kit.threads import in_thread
@@ -266,16 +266,6 @@ def _has_capability(number: int) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False
-
-
-async def replay_journal(fs_type: str, device: Path, scratch: Path) -> None:
-    """Bring a file system to rest by mounting it once at the empty directory `scratch`.
-
-    Writes to the device: for private clones, ahead of a read-only mount or a new UUID.
-    Raises: MountFailed. State: nothing is mounted at `scratch`, except after MountBusy.
-    """
-    await mounts.mount(device, scratch, fs_type, options=mount_options(fs_type))
-    await mounts.unmount(scratch)
 
 
 async def new_uuid(fs_type: str, device: Path) -> str:
