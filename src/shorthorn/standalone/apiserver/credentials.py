@@ -9,11 +9,12 @@ whoever builds an `ApiServer`.
 from __future__ import annotations
 
 import datetime as dt
-import os
 import secrets
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from shorthorn.host.files import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,7 @@ def ensure_token(path: Path) -> str:
         token = ""
     if not token:
         token = secrets.token_urlsafe(32)
-        write_private(path, token + "\n")
+        replace_file(path, f"{token}\n".encode())
     return token
 
 
@@ -61,29 +62,8 @@ def ensure_tls(path: Path) -> Tls:
         text = ""
     if not _is_usable(text):
         text = _make_certificate()
-        write_private(path, text)
+        replace_file(path, text.encode())
     return Tls(path, text[text.rindex("-----BEGIN CERTIFICATE-----") :])
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file atomically and durably, readable by its owner only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _is_usable(text: str) -> bool:
