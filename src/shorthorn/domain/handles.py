@@ -21,13 +21,13 @@ from shorthorn.domain.handle_traps import (
     CHECKSUM_FORM,
     EXPORT_TYPES,
     IMAGE,
-    IMAGE_NAME_FORM,
     RESERVED,
     SOURCE_TYPE,
     TrapKind,
     find_traps,
 )
 from shorthorn.domain.models import NO_MAP, SourceType
+from shorthorn.domain.names import problem_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -173,8 +173,9 @@ def make(
 
     Raises: InvalidArgument: the first field that is wrong, named as in the handle.
     """
-    if not IMAGE_NAME_FORM.fullmatch(backing_image):
-        raise InvalidArgument(IMAGE, f"{backing_image!r}: use lower-case letters, digits, - and .")
+    problem = problem_of_name(backing_image)
+    if problem:
+        raise InvalidArgument(IMAGE, f"{backing_image!r}: {problem}")
     if source_type not in list(SourceType):
         known = ", ".join(SourceType)
         raise InvalidArgument(SOURCE_TYPE, f"{source_type!r} is none of {known}")

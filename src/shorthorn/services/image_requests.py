@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from shorthorn.domain.errors import ImageMismatch, InvalidArgument
 from shorthorn.domain.models import NO_MAP, BackingImageSpec, ImageFormat, SourceType
+from shorthorn.domain.names import OBJECT_NAME_LENGTH_MAX, problem_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,11 +37,8 @@ URL: Final = "url"
 
 _CHECKSUM = re.compile(r"[0-9a-f]{128}")
 _WEB_URL = re.compile(r"https?://[^/?#\s]+\S*", re.IGNORECASE)
-#: Of an object (RFC 1123 subdomain); BackingImage's own rule adds that there are two characters.
-_NAME_PART = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
-_IMAGE_NAME = re.compile(rf"{_NAME_PART}(?:\.{_NAME_PART})*")
-_NAME_LENGTHS = range(2, 254)
-_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
+#: BackingImage's own rule asks for two characters.
+_NAME_LENGTHS = range(2, OBJECT_NAME_LENGTH_MAX + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +123,9 @@ def check_name(name: str) -> None:
     if len(name) not in _NAME_LENGTHS:
         problem = f"a name has from 2 to 253 characters, this one has {len(name)}"
         raise InvalidArgument(IMAGE_KEY, problem)
-    if _IMAGE_NAME.fullmatch(name):
-        return
-    problem = "use lower-case letters, digits, '-' and '.'"
-    if set(name) <= _NAME_LETTERS:
-        problem = "it begins and ends with a letter or digit, and so does each part between dots"
-    raise InvalidArgument(IMAGE_KEY, f"{name!r} names no image: {problem}")
+    problem = problem_of_name(name)
+    if problem:
+        raise InvalidArgument(IMAGE_KEY, f"{name!r} names no image: {problem}")
 
 
 def web_url(text: str) -> str:
