@@ -24,6 +24,7 @@ CHECKSUM: Final = "backingImageChecksum"
 RESERVED: Final = frozenset({IMAGE, SOURCE_TYPE, CHECKSUM})
 EXPORT_TYPES: Final = frozenset(ImageFormat)
 CHECKSUM_FORM: Final = re.compile(r"[0-9a-f]{128}")
+WEB_URL_FORM: Final = re.compile(r"https?://[^/?#\s]\S*", re.IGNORECASE)
 
 #: The parameters each source type stores in BackingImage.spec.sourceParameters.
 PARAMETERS: Final = {

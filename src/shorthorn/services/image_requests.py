@@ -8,11 +8,11 @@ print a URL: it may carry credentials. Called by `services.images` and `services
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from shorthorn.domain.errors import ImageMismatch, InvalidArgument
+from shorthorn.domain.handle_traps import CHECKSUM_FORM, WEB_URL_FORM
 from shorthorn.domain.models import NO_MAP, BackingImageSpec, ImageFormat, SourceType
 from shorthorn.domain.names import OBJECT_NAME_LENGTH_MAX, problem_of_name
 
@@ -35,8 +35,6 @@ VOLUME_NAME: Final = "volume-name"
 EXPORT_TYPE: Final = "export-type"
 URL: Final = "url"
 
-_CHECKSUM = re.compile(r"[0-9a-f]{128}")
-_WEB_URL = re.compile(r"https?://[^/?#\s]+\S*", re.IGNORECASE)
 #: BackingImage's own rule asks for two characters.
 _NAME_LENGTHS = range(2, OBJECT_NAME_LENGTH_MAX + 1)
 
@@ -133,7 +131,7 @@ def web_url(text: str) -> str:
 
     Raises: InvalidArgument: it is none. The URL is not in the message.
     """
-    if not _WEB_URL.fullmatch(text):
+    if not WEB_URL_FORM.fullmatch(text):
         raise InvalidArgument(
             URL, "must be an http:// or https:// URL without spaces (a space in a path is %20)"
         )
@@ -194,7 +192,7 @@ def check_creatable(request: ImageRequest) -> None:
     Whether an export's volume exists is not looked at.
     """
     check_name(request.name)
-    if request.checksum and not _CHECKSUM.fullmatch(request.checksum):
+    if request.checksum and not CHECKSUM_FORM.fullmatch(request.checksum):
         raise InvalidArgument(
             CHECKSUM_KEY, "invalid checksum: a SHA-512 has 128 lower-case hexadecimal digits"
         )
