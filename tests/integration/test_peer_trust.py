@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from cryptography import x509
+from tests.integration.embedded_api import embedded_api
 from tests.integration.peers import wait_trusted
 
 from shorthorn.domain.errors import Conflict, Unavailable
@@ -27,10 +28,6 @@ from shorthorn.kube.peer_secrets import (
     authority_of,
     leaf_of,
 )
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.server import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -45,22 +42,10 @@ START = datetime.now(UTC)
 @pytest_asyncio.fixture
 async def client(tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """A client of an embedded API server."""
-    tls, token = ensure_tls(tmp_path / "tls.pem"), ensure_token(tmp_path / "token")
-    server = ApiServer(
-        database=tmp_path / "state.db",
-        listen="127.0.0.1:0",
-        token=token,
-        kinds=load_default_kinds(),
-        tls=tls,
-        homes={"longhorn.io": NAMESPACE},
-    )
-    await server.start()
-    kubeconfig = tmp_path / "kubeconfig"
-    write_kubeconfig(kubeconfig, url=server.url, token=token, authority=tls.authority)
-    made = connect(kubeconfig, namespace=NAMESPACE)
-    yield made
-    await made.close()
-    await server.stop()
+    async with embedded_api(tmp_path, homes={"longhorn.io": NAMESPACE}) as api:
+        made = connect(api.kubeconfig, namespace=NAMESPACE)
+        yield made
+        await made.close()
 
 
 class Clock:
