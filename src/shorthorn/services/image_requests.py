@@ -104,6 +104,23 @@ def request_of_parameters(parameters: Mapping[str, str]) -> ImageRequest | None:
     )
 
 
+def export_request(
+    volume_id: str,
+    export_type: str,
+    *,
+    node_selector: tuple[str, ...],
+    disk_selector: tuple[str, ...],
+) -> ImageRequest:
+    """Return the request that CreateSnapshot of type bi makes."""
+    return ImageRequest(
+        name="",
+        source_type=SourceType.EXPORT_FROM_VOLUME,
+        parameters={VOLUME_NAME: volume_id, EXPORT_TYPE: export_type},
+        node_selector=node_selector,
+        disk_selector=disk_selector,
+    )
+
+
 def check_data_engine(parameters: Mapping[str, str]) -> None:
     """Raise InvalidArgument where another data engine than v1 is asked for."""
     engine = parameters.get(DATA_ENGINE_KEY, "")

@@ -39,8 +39,8 @@ from shorthorn.domain.names import clone_source_name, object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
 from shorthorn.services.failures import Budget, delete_and_wait, recall, wait_settled
-from shorthorn.services.image_requests import check_export_type, selector
-from shorthorn.services.images import ImageService, export_request
+from shorthorn.services.image_requests import check_export_type, export_request, selector
+from shorthorn.services.images import ImageService
 from shorthorn.services.pages import page
 
 if TYPE_CHECKING:
