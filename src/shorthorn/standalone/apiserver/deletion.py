@@ -17,7 +17,7 @@ from shorthorn.standalone.apiserver import meta, status
 
 if TYPE_CHECKING:
     from shorthorn.standalone.apiserver.kinds import KindSet
-    from shorthorn.standalone.apiserver.tables import Row, Transaction
+    from shorthorn.standalone.apiserver.transactions import Row, Transaction
 
 FOREGROUND_FINALIZER = "foregroundDeletion"
 #: Made at start and never deleted: those of a real API server, and the one whose objects stand for

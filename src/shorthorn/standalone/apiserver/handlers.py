@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from shorthorn.standalone.apiserver.rendering import Renderer
     from shorthorn.standalone.apiserver.requests import ResourcePath
     from shorthorn.standalone.apiserver.store import Store
-    from shorthorn.standalone.apiserver.tables import Row, Transaction
+    from shorthorn.standalone.apiserver.transactions import Row, Transaction
     from shorthorn.standalone.apiserver.watch import WatchHub
 
     _Verb = Callable[[Kind, ResourcePath, Request, "Warnings"], Awaitable[Response]]

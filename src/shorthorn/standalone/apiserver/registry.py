@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shorthorn.standalone.apiserver.kinds import Kind, KindSet
-    from shorthorn.standalone.apiserver.tables import Row, Transaction
+    from shorthorn.standalone.apiserver.transactions import Row, Transaction
 
 NO_HOMES: Mapping[str, str] = MappingProxyType({})
 

@@ -1,7 +1,7 @@
 """Objects in SQLite: one writer thread, several readers, nothing answered before it is durable.
 
-Owns the file's connections, the threads, commits and the order of changes; `tables` has what is
-stored. Must not know what an object means. Called by the handlers; `watch` is told of what was
+Owns the file's connections, the threads, commits and the order of changes; `transactions` has what
+is stored. Must not know what an object means. Called by the handlers; `watch` is told of what was
 committed.
 
 Writes queue up while a commit is being synced and then share the next one (group commit): each runs
@@ -28,7 +28,7 @@ from shorthorn.standalone.apiserver.database_file import (
     lock,
     refuse_foreign,
 )
-from shorthorn.standalone.apiserver.tables import (
+from shorthorn.standalone.apiserver.transactions import (
     TABLES,
     Change,
     Row,

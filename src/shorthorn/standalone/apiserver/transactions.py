@@ -1,4 +1,4 @@
-"""The tables of the store, and what one write or one read sees of them.
+"""The tables of the store, and the transactions in which they are written and read.
 
 Owns every SQL statement about objects, and the form of a stored object and of a change. It stores
 bytes by resource, namespace and name and must not know what an object means, nor begin or end a
