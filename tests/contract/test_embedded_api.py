@@ -10,12 +10,9 @@ import httpx2
 import pytest
 import pytest_asyncio
 from tests.contract.api_suite import Api, ApiSuite, Endpoint, VolumeSnapshot, watching
+from tests.integration.embedded_api import embedded_api
 
 from shorthorn.kube.client import connect
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.server import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,33 +24,20 @@ PROTOBUF = "application/vnd.kubernetes.protobuf"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Endpoint]:
-    folder = tmp_path_factory.mktemp("api")
-    tls, token = ensure_tls(folder / "tls.pem"), ensure_token(folder / "token")
-    server = ApiServer(
-        database=folder / "state.db",
-        listen="127.0.0.1:0",
-        token=token,
-        kinds=load_default_kinds(),
-        tls=tls,
-        homes={"shorthorn.io": "longhorn-system"},
-        bookmark_interval_s=0.2,
-    )
-    await server.start()
-    kubeconfig = folder / "kubeconfig"
-    write_kubeconfig(kubeconfig, url=server.url, token=token, authority=tls.authority)
-    client = connect(kubeconfig, namespace="default")
-    http = httpx2.AsyncClient(
-        base_url=server.url,
-        headers={"Authorization": f"Bearer {token}"},
-        verify=ssl.create_default_context(cadata=tls.authority),
-        trust_env=False,
-    )
-    try:
-        yield Endpoint(client, http)
-    finally:
-        await client.close()
-        await http.aclose()
-        await server.stop()
+    options = {"homes": {"shorthorn.io": "longhorn-system"}, "bookmark_interval_s": 0.2}
+    async with embedded_api(tmp_path_factory.mktemp("api"), **options) as server:
+        client = connect(server.kubeconfig, namespace="default")
+        http = httpx2.AsyncClient(
+            base_url=server.url,
+            headers={"Authorization": f"Bearer {server.token}"},
+            verify=ssl.create_default_context(cadata=server.authority),
+            trust_env=False,
+        )
+        try:
+            yield Endpoint(client, http)
+        finally:
+            await client.close()
+            await http.aclose()
 
 
 class TestEmbeddedApi(ApiSuite):

@@ -9,13 +9,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 from tests.contract.api_suite import ApiSuite, Endpoint
+from tests.integration.embedded_api import embedded_api
 
 from shorthorn.kube import in_process
 from shorthorn.kube.client import connect
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.server import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,32 +26,18 @@ URL = "https://127.0.0.1:1/api/v1/namespaces/default/configmaps"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Endpoint]:
-    folder = tmp_path_factory.mktemp("api")
-    tls, token = ensure_tls(folder / "tls.pem"), ensure_token(folder / "token")
-    server = ApiServer(
-        database=folder / "state.db",
-        listen="127.0.0.1:0",
-        token=token,
-        kinds=load_default_kinds(),
-        tls=tls,
-        bookmark_interval_s=0.2,
-    )
-    await server.start()
-    kubeconfig = folder / "kubeconfig"
-    write_kubeconfig(kubeconfig, url=server.url, token=token, authority=tls.authority)
-    transport = in_process.transport(server.app, authority=tls.authority)
-    client = connect(kubeconfig, namespace="default", transport=transport)
-    http = httpx2.AsyncClient(
-        base_url=server.url,
-        headers={"Authorization": f"Bearer {token}"},
-        transport=in_process.transport(server.app, authority=tls.authority),
-    )
-    try:
-        yield Endpoint(client, http)
-    finally:
-        await client.close()
-        await http.aclose()
-        await server.stop()
+    async with embedded_api(tmp_path_factory.mktemp("api"), bookmark_interval_s=0.2) as server:
+        client = connect(server.kubeconfig, namespace="default", transport=server.transport())
+        http = httpx2.AsyncClient(
+            base_url=server.url,
+            headers={"Authorization": f"Bearer {server.token}"},
+            transport=server.transport(),
+        )
+        try:
+            yield Endpoint(client, http)
+        finally:
+            await client.close()
+            await http.aclose()
 
 
 class TestInProcessApi(ApiSuite):

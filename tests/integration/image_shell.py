@@ -23,15 +23,10 @@ from typing import Any
 import httpx2
 from tests.fakes import byte_edge
 from tests.fakes.byte_edge import ByteEdge
-
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.server import ApiServer
+from tests.integration.embedded_api import embedded_api
 
 NAMESPACE = "longhorn-system"
 IMAGES = f"/apis/longhorn.io/v1beta2/namespaces/{NAMESPACE}/backingimages"
-_KINDS = load_default_kinds()
 _WHEN = "2026-01-02T03:04:05Z"
 
 
@@ -160,24 +155,14 @@ async def killed(process: asyncio.subprocess.Process) -> None:
 @contextlib.asynccontextmanager
 async def shell(folder: Path) -> AsyncIterator[Shell]:
     """A user, an API server and an edge."""
-    token, tls = ensure_token(folder / "token"), ensure_tls(folder / "tls.pem")
-    server = ApiServer(
-        database=folder / "state.db",
-        listen="127.0.0.1:0",
-        token=token,
-        tls=tls,
-        kinds=_KINDS,
-        homes={"longhorn.io": NAMESPACE},
-    )
-    await server.start()
-    write_kubeconfig(folder / "kubeconfig", url=server.url, token=token, authority=tls.authority)
-    try:
-        async with byte_edge.serve(token) as edge, shell_of_site(folder, edge.url) as made:
-            made.edge = edge
-            edge.find_length, edge.completed = made.find_length, made.make_ready
-            yield made
-    finally:
-        await server.stop()
+    async with (
+        embedded_api(folder, homes={"longhorn.io": NAMESPACE}) as api,
+        byte_edge.serve(api.token) as edge,
+        shell_of_site(folder, edge.url) as made,
+    ):
+        made.edge = edge
+        edge.find_length, edge.completed = made.find_length, made.make_ready
+        yield made
 
 
 @contextlib.asynccontextmanager

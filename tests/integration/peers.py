@@ -6,6 +6,7 @@ is an open engine with a running server, on real sockets and real TLS.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tests.fakes.registries import MemoryRegistry
 
+from shorthorn.domain.errors import Unavailable
 from shorthorn.domain.models import ImageFormat, ImageKey, ImageRecord, Meta, Peer, Pool, PoolSpec
 from shorthorn.engines.local import LocalEngine
 from shorthorn.images.download import RetryPolicy
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from tests.integration.bytes_host import Host
 
+    from shorthorn.kube.peer_identity import PeerIdentity
+
 MIB = 1 << 20
 KEY = ImageKey("golden", "1f0c")
 QUICK = RetryPolicy(attempts=3, restarts=2, delay_s=0.01, delay_s_max=0.05)
@@ -42,6 +46,15 @@ def new_leaf() -> Leaf:
     """A certificate of an authority of its own."""
     now = datetime.now(UTC)
     return issue_leaf(make_authority(now), now)
+
+
+async def wait_trusted(identity: PeerIdentity) -> None:
+    """Return once a node has a certificate; its `run` must be running."""
+    while True:
+        with contextlib.suppress(Unavailable):
+            identity.client_context()
+            return
+        await asyncio.sleep(0.01)
 
 
 class Tls:

@@ -19,6 +19,7 @@ from tests.integration import storage
 from tests.integration.bytes_host import pieces, then_silence
 from tests.integration.cluster import Cluster, Node, running
 from tests.integration.daemon_process import ROOT, poll
+from tests.integration.peers import wait_trusted
 from tests.integration.service_api import SYSTEM
 
 from shorthorn.daemon.parts import Registries
@@ -57,7 +58,7 @@ async def edge(cluster: Cluster) -> AsyncIterator[PeerBytes]:
     made = PeerBytes(registries.copies, registries.pools, identity)
     async with asyncio.timeout(30):
         await asyncio.gather(*(registry.wait_synced() for registry in watched))
-        await identity.wait_ready()
+        await wait_trusted(identity)
     yield made
     await made.close()
     for task in tasks:

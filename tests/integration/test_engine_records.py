@@ -226,11 +226,6 @@ async def test_a_record_of_what_is_deleted_meanwhile_leaves_nothing(
     assert list(layout.staged_records.iterdir()) == []
 
 
-async def test_what_is_half_made_can_be_listed(engine: LocalEngine) -> None:
-    await make_one_of_each(engine)
-    assert engine.list_staging() == [ImageKey("begun", "u")]
-
-
 async def test_a_pool_has_one_owner_who_is_named(engine: LocalEngine, xfs_dir: Path) -> None:
     second = LocalEngine(xfs_dir, owner="the second")
     with pytest.raises(InUse, match=rf"shorthorn \(process {os.getpid()}\)"):

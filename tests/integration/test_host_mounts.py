@@ -153,7 +153,7 @@ async def test_a_device_knows_its_mounts_and_those_bound_from_it(
     ("words", "flags", "data"),
     [
         ([], 0, ""),
-        (["ro", "noatime"], syscalls.MS_RDONLY | 0x400, ""),
+        (["ro", "noatime"], 0x1 | 0x400, ""),
         (["ro,rw"], 0, ""),
         (["defaults", "nofail", "_netdev", "x-systemd.automount", "nouser", "comment=a"], 0, ""),
         (["nouuid", "logbsize=256k,noexec"], 0x8, "nouuid,logbsize=256k"),

@@ -101,34 +101,6 @@ async def test_reflinks_are_found_by_trying(pool_dir: Path, ext4_dir: Path) -> N
     assert list(pool_dir.iterdir()) == list(ext4_dir.iterdir()) == []
 
 
-async def test_a_range_shares_its_blocks_at_another_offset(pool_dir: Path) -> None:
-    source, target = pool_dir / "source", pool_dir / "target"
-    source.write_bytes(b"a" * 8192 + b"b" * 8192)
-    target.write_bytes(b"head")
-
-    await reflink.clone_range(
-        source,
-        target,
-        source_offset_bytes=8192,
-        target_offset_bytes=65536,
-        length_bytes=8192,
-    )
-
-    assert target.read_bytes() == b"head".ljust(65536, b"\0") + b"b" * 8192
-    assert await extents.shared_with(source, target) == 8192
-
-
-async def test_a_misaligned_range_is_the_callers_mistake(pool_dir: Path) -> None:
-    source, target = pool_dir / "source", pool_dir / "target"
-    source.write_bytes(bytes(8192))
-    target.write_bytes(b"")
-
-    with pytest.raises(OSError, match="Invalid argument"):
-        await reflink.clone_range(
-            source, target, source_offset_bytes=512, target_offset_bytes=0, length_bytes=512
-        )
-
-
 async def test_more_extents_than_one_answer_holds_are_all_listed(pool_dir: Path) -> None:
     path = pool_dir / "scattered"
     write_scattered(path, blocks=3000, size_bytes=64 * MIB)
@@ -137,18 +109,6 @@ async def test_more_extents_than_one_answer_holds_are_all_listed(pool_dir: Path)
 
     assert len(found) == 3000
     assert [extent.logical for extent in found] == sorted({extent.logical for extent in found})
-
-
-async def test_preallocated_blocks_are_told_from_written_ones(xfs_dir: Path) -> None:
-    path = xfs_dir / "file"
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, MIB)
-
-    (extent,) = await extents.list_extents(path)
-
-    assert extent.is_unwritten
-    assert not extent.is_shared
-    assert extent.length == MIB
 
 
 @pytest.fixture(params=["xfs_dir", "btrfs_dir", "ext4_dir"])

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 import yaml
+from tests.integration.embedded_api import embedded_api
 from tests.integration.kubectl import Kubectl, binaries, require
-
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.server import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,25 +70,12 @@ async def server(
     """A running server, and a kubectl with the kubeconfig it wrote."""
     binary = require(request.param)
     folder = tmp_path_factory.mktemp("kubectl")
-    tls, token = ensure_tls(folder / "tls.pem"), ensure_token(folder / "token")
-    api = ApiServer(
-        database=folder / "state.db",
-        listen="127.0.0.1:0",
-        token=token,
-        kinds=load_default_kinds(),
-        tls=tls,
-    )
-    await api.start()
-    try:
-        kubeconfig = folder / "kubeconfig"
-        write_kubeconfig(kubeconfig, url=api.url, token=token, authority=tls.authority)
+    async with embedded_api(folder) as api:
         (folder / "home").mkdir()
-        kubectl = Kubectl(binary, kubeconfig, folder / "home")
+        kubectl = Kubectl(binary, api.kubeconfig, folder / "home")
         version = json.loads((await kubectl.run("version", "-o", "json")).out)
         kubectl.minor = int(version["clientVersion"]["minor"].rstrip("+"))
         yield kubectl
-    finally:
-        await api.stop()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

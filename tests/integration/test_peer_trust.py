@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from cryptography import x509
+from tests.integration.embedded_api import embedded_api
+from tests.integration.peers import wait_trusted
 
 from shorthorn.domain.errors import Conflict, Unavailable
 from shorthorn.kube.client import connect
@@ -26,10 +28,6 @@ from shorthorn.kube.peer_secrets import (
     authority_of,
     leaf_of,
 )
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.server import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -44,22 +42,10 @@ START = datetime.now(UTC)
 @pytest_asyncio.fixture
 async def client(tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """A client of an embedded API server."""
-    tls, token = ensure_tls(tmp_path / "tls.pem"), ensure_token(tmp_path / "token")
-    server = ApiServer(
-        database=tmp_path / "state.db",
-        listen="127.0.0.1:0",
-        token=token,
-        kinds=load_default_kinds(),
-        tls=tls,
-        homes={"longhorn.io": NAMESPACE},
-    )
-    await server.start()
-    kubeconfig = tmp_path / "kubeconfig"
-    write_kubeconfig(kubeconfig, url=server.url, token=token, authority=tls.authority)
-    made = connect(kubeconfig, namespace=NAMESPACE)
-    yield made
-    await made.close()
-    await server.stop()
+    async with embedded_api(tmp_path, homes={"longhorn.io": NAMESPACE}) as api:
+        made = connect(api.kubeconfig, namespace=NAMESPACE)
+        yield made
+        await made.close()
 
 
 class Clock:
@@ -165,7 +151,7 @@ async def test_a_node_waits_for_the_secret_and_uses_each_new_one(
             context()
     async with running(identity.run()), asyncio.timeout(30):
         await authority.ensure()
-        await identity.wait_ready()
+        await wait_trusted(identity)
         first = identity.server_context()
         assert identity.server_context() is first
         clock.now += timedelta(days=21)
@@ -196,4 +182,4 @@ async def test_the_controllers_loop_makes_them_when_the_api_server_is_there(
     identity = PeerIdentity(client, namespace=NAMESPACE)
     authority = PeerAuthority(client, namespace=NAMESPACE)
     async with running(authority.run()), running(identity.run()), asyncio.timeout(30):
-        await identity.wait_ready()
+        await wait_trusted(identity)

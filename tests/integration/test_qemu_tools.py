@@ -303,10 +303,6 @@ async def test_a_storage_daemon_that_is_killed_is_an_error_and_not_a_hang(xfs_di
     assert _qemu_processes() == before
 
 
-async def test_this_machine_can_share_by_a_backup_job() -> None:
-    assert await qemu_storage_daemon.can_share()
-
-
 async def _until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - files and processes do not signal

@@ -10,18 +10,14 @@ import pytest
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.core_v1 import ConfigMap
 from lightkube.types import PatchType
+from tests.integration.embedded_api import embedded_api
 
 from shorthorn.domain.errors import Conflict
 from shorthorn.domain.models import BackingImage, CopyState, DiskFileSpec, DiskFileStatus
 from shorthorn.domain.planning import IMAGE_FINALIZER
-from shorthorn.kube import in_process
 from shorthorn.kube.client import connect
 from shorthorn.kube.registry import KubeRegistry
 from shorthorn.kube.resources import BACKING_IMAGE
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
-from shorthorn.standalone.apiserver.server import ApiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,24 +44,12 @@ SPEC = {
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    tls, token = ensure_tls(tmp_path / "tls.pem"), ensure_token(tmp_path / "token")
-    server = ApiServer(
-        database=tmp_path / "state.db",
-        listen="127.0.0.1:0",
-        token=token,
-        kinds=load_default_kinds(),
-        tls=tls,
-    )
-    await server.start()
-    kubeconfig = tmp_path / "kubeconfig"
-    write_kubeconfig(kubeconfig, url=server.url, token=token, authority=tls.authority)
-    transport = in_process.transport(server.app, authority=tls.authority)
-    made = connect(kubeconfig, namespace=NAMESPACE, transport=transport)
-    try:
-        yield made
-    finally:
-        await made.aclose()
-        await server.stop()
+    async with embedded_api(tmp_path) as api:
+        made = connect(api.kubeconfig, namespace=NAMESPACE, transport=api.transport())
+        try:
+            yield made
+        finally:
+            await made.aclose()
 
 
 @pytest.fixture

@@ -17,19 +17,15 @@ from typing import Any
 
 import httpx2
 from lightkube import AsyncClient
+from tests.integration.embedded_api import embedded_api
 
 from shorthorn.daemon.parts import Registries
 from shorthorn.daemon.web import WebServer, loopback_hosts, watched_of
 from shorthorn.domain.image_bytes import Direction, ImageBytes
-from shorthorn.kube import in_process
 from shorthorn.kube.client import connect
 from shorthorn.kube.registry import KubeRegistry
 from shorthorn.kube.user_api import UserApi
-from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
-from shorthorn.standalone.apiserver.kinds import load_default_kinds
-from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
 from shorthorn.standalone.apiserver.listening import TcpAddress, open_socket
-from shorthorn.standalone.apiserver.server import ApiServer
 from shorthorn.web.access import Access
 from shorthorn.web.rates import STALE_S, Rates
 from shorthorn.web.sessions import Clock, LoginLinks, Sessions, make_key
@@ -95,30 +91,15 @@ async def running_site(
 ) -> AsyncIterator[Running]:
     """Serve a site over an empty API server. `clock`: of sessions; `stale_s`: of rates."""
     async with contextlib.AsyncExitStack() as stack:
-        tls, token = ensure_tls(folder / "tls.pem"), ensure_token(folder / "token")
-        api = ApiServer(
-            database=folder / "state.db",
-            listen="127.0.0.1:0",
-            token=token,
-            kinds=load_default_kinds(),
-            tls=tls,
-        )
-        await api.start()
-        stack.push_async_callback(api.stop)
-        kubeconfig = folder / "kubeconfig"
-        write_kubeconfig(kubeconfig, url=api.url, token=token, authority=tls.authority)
-
-        def transport() -> in_process.InProcessTransport:
-            return in_process.transport(api.app, authority=tls.authority)
-
-        client = connect(kubeconfig, namespace=NAMESPACE, transport=transport())
+        api = await stack.enter_async_context(embedded_api(folder))
+        client = connect(api.kubeconfig, namespace=NAMESPACE, transport=api.transport())
         stack.push_async_callback(client.close)
         registries = Registries(client, NAMESPACE)
         for registry in registries.all:
             watching = asyncio.create_task(registry.run())
             stack.push_async_callback(_cancel, watching)
         await asyncio.gather(*(registry.wait_synced() for registry in registries.all))
-        users = UserApi(api.url, transport(), client)
+        users = UserApi(api.url, api.transport(), client)
         stack.push_async_callback(users.aclose)
         rates = Rates(registries.copies, stale_s=stale_s)
         sampling = asyncio.create_task(rates.run())
@@ -137,7 +118,7 @@ async def running_site(
             sessions=Sessions(key, **timing),
             cookie="shorthorn",
             links=links,
-            links_token=token,
+            links_token=api.token,
             metrics=_metrics,
             count_bytes=lambda direction, count: passed.update({direction: count}),
         )
@@ -146,7 +127,9 @@ async def running_site(
         server = WebServer(site, listener, hosts=loopback_hosts("127.0.0.1", port))
         await server.start()
         stack.push_async_callback(server.stop)
-        yield Running(site, f"http://127.0.0.1:{port}", token, client, registries, links, passed)
+        yield Running(
+            site, f"http://127.0.0.1:{port}", api.token, client, registries, links, passed
+        )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shorthorn.standalone.apiserver import store
+from shorthorn.standalone.apiserver import transactions
 from shorthorn.standalone.apiserver.deletion import DeleteOptions
 from shorthorn.standalone.apiserver.kinds import KindSet, load_default_kinds
 from shorthorn.standalone.apiserver.registry import Registry, Write
 from shorthorn.standalone.apiserver.status import StatusError
-from shorthorn.standalone.apiserver.store import Row, Transaction
+from shorthorn.standalone.apiserver.transactions import Row, Transaction
 
 KINDS: KindSet = load_default_kinds()
 MAX_OBJECTS = 12
@@ -25,7 +25,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self._db = sqlite3.connect(":memory:", isolation_level=None)
-        self._db.executescript(store._TABLES)
+        self._db.executescript(transactions.TABLES)
         self.registry = Registry(KINDS)
         self.tx = Transaction(self._db, 1)
         self.create("namespaces", "default", namespace="")

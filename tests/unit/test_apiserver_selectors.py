@@ -6,7 +6,7 @@ import pytest
 
 from shorthorn.standalone.apiserver.selectors import Selection, parse_fields, parse_labels
 from shorthorn.standalone.apiserver.status import StatusError
-from shorthorn.standalone.apiserver.store import Change
+from shorthorn.standalone.apiserver.transactions import Change
 from shorthorn.standalone.apiserver.watch import event_type_for
 
 LABELS = {"app": "db", "example.com/tier": "gold", "empty": ""}

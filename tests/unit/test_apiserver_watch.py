@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from shorthorn.standalone.apiserver.store import Change
+from shorthorn.standalone.apiserver.transactions import Change
 from shorthorn.standalone.apiserver.watch import HistoryExpired, WatchEvent, WatchHub
 
 

@@ -1,125 +1,34 @@
-"""Which copies should exist where: the rules one by one, and that they end well in any order.
+"""Which copies should exist where: the rules one by one.
 
-Aspects: where the first copy goes; the floor and its spread; what is asked for; eviction; unused
-and failed copies; all lost. Then a simulated cluster in which copies arrive and fail, nodes fall
-silent and return, volumes come and go, in every order: the last ready copy is never removed, no
-bound is exceeded, and in the end there is nothing left to do.
+Aspects: where the first copy goes; the floor and its spread; what is asked for; unused copies;
+eviction; uploads. What fails and is lost: test_copies_lost. Any order: test_copies_in_any_order.
 """
 
-import dataclasses
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from shorthorn.domain import image_status
-from shorthorn.domain.copies import (
-    CLEANUP_WAIT,
-    RECOVERY_WAIT,
-    SYNCS_MAX,
-    last_references,
-    plan_copies,
-)
-from shorthorn.domain.copy_scene import is_alive, room_needed
-from shorthorn.domain.copy_steps import (
-    CreateCopy,
-    DropWish,
-    NoteRetry,
-    Refuse,
-    RemoveCopy,
-    Wait,
-)
-from shorthorn.domain.models import (
-    BackingImage,
-    BackingImageSpec,
-    Condition,
-    CopyState,
-    DiskFileSpec,
-    ImageCopy,
-    ImageCopySpec,
-    ImageCopyStatus,
-    Meta,
-    Pool,
-    PoolSpec,
-    PoolStatus,
-    SourceType,
-    Volume,
-    VolumeSource,
-    VolumeSpec,
-    VolumeState,
-    VolumeStatus,
+from tests.fakes.copy_scenes import (
+    ASKED,
+    EVICTED,
+    GIB,
+    HOUR,
+    NOW,
+    annotated,
+    copy,
+    created,
+    image,
+    plan,
+    pool,
+    removed,
+    seen,
+    volume,
+    waits,
 )
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-GIB = 1 << 30
-ASKED = DiskFileSpec()
-EVICTED = DiskFileSpec(eviction_requested=True)
-
-
-def pool(uuid, *, node="", room=100 * GIB, tags=(), node_tags=(), evicted=False, alive=True):
-    spec = PoolSpec(node or f"node-{uuid}", uuid, "/", tags, node_tags, "h:1", evicted)
-    ready = Condition("Ready", alive, "Open" if alive else "Silent")
-    return Pool(Meta(uuid), spec, PoolStatus(available_bytes=room, conditions=(ready,)))
-
-
-def copy(uuid, state=CopyState.READY, *, node="", source="sync", since=NOW, **status):
-    spec = ImageCopySpec("i", "u", node or f"node-{uuid}", uuid, source)
-    if state is CopyState.READY:
-        status = {"size_bytes": GIB, "real_size_bytes": GIB, "checksum": "c", **status}
-    return ImageCopy(Meta(f"i-{uuid}"), spec, ImageCopyStatus(state, changed_at=since, **status))
-
-
-def deleting(obj):
-    return dataclasses.replace(obj, meta=dataclasses.replace(obj.meta, deleting=True))
-
-
-def image(floor=1, *, source="download", parameters=None, files=None, **selectors):
-    spec = BackingImageSpec(
-        source,
-        parameters or {},
-        min_number_of_copies=floor,
-        disk_file_spec=files or {},
-        **selectors,
-    )
-    return BackingImage(Meta("i"), spec)
-
-
-def volume(uuid, state=VolumeState.READY, *, name="v", source="i"):
-    spec = VolumeSpec(name, f"node-{uuid}", uuid, GIB, VolumeSource(image=source))
-    return Volume(Meta(name), spec, VolumeStatus(state))
-
-
-def seen(wanted, copies, pools, volumes=(), now=NOW):
-    """Return the image with the status that the reconciler gives it before it plans."""
-    alive = {p.spec.pool_uuid for p in pools if is_alive(p)}
-    status = image_status.gather(wanted, copies, alive, now)
-    references = last_references(wanted, copies, volumes, now)
-    return dataclasses.replace(
-        wanted, status=dataclasses.replace(status, disk_last_ref_at=references)
-    )
-
-
-def plan(wanted, copies, pools, volumes=(), now=NOW, since=None):
-    """Plan as the reconciler does. `since`: when copies were last used, by pool."""
-    status = dataclasses.replace(wanted.status, disk_last_ref_at=since or {})
-    wanted = dataclasses.replace(wanted, status=status)
-    wanted = seen(wanted, copies, pools, volumes, now)
-    return list(plan_copies(wanted, copies, pools, volumes, now))
-
-
-def created(steps):
-    return [step.pool.spec.pool_uuid for step in steps if isinstance(step, CreateCopy)]
-
-
-def removed(steps):
-    return [step.name.removeprefix("i-") for step in steps if isinstance(step, RemoveCopy)]
-
-
-def waits(steps):
-    return [step.reason for step in steps if isinstance(step, Wait)]
-
+from shorthorn.domain.copies import SYNCS_MAX, plan_copies
+from shorthorn.domain.copy_scene import room_needed
+from shorthorn.domain.copy_steps import CreateCopy, DropWish, Refuse, Wait
+from shorthorn.domain.models import CopyState, SourceType, VolumeState
 
 # --- the first copy
 
@@ -340,242 +249,7 @@ def test_a_copy_is_not_evicted_under_a_volume_that_is_being_made():
     assert removed(plan(image(), [copy("a"), copy("b")], pools, [making])) == []
 
 
-# --- failures
-
-
-def test_a_failed_copy_is_made_anew_after_five_minutes():
-    copies = [copy("a"), copy("b", CopyState.FAILED, message="full")]
-    pools = [pool("a"), pool("b"), pool("c")]
-    (wait,) = plan(image(2), copies, pools)
-    assert (wait.message, wait.until) == ("full", NOW + RECOVERY_WAIT)
-    assert removed(plan(image(2), copies, pools, now=NOW + RECOVERY_WAIT)) == ["b"]
-    gone = [copies[0], deleting(copies[1])]
-    assert created(plan(image(2), gone, pools)) == ["c"]
-    assert created(plan(image(2), gone, pools[:2])) == []
-    assert created(plan(image(2), gone[:1], pools[:2])) == ["b"]
-
-
-def test_the_last_ready_copy_on_a_silent_node_is_waited_for():
-    pools = [pool("a", alive=False), pool("b")]
-    copies = [copy("a"), copy("b", CopyState.FAILED)]
-    assert waits(plan(image(2), copies, pools, now=NOW + 9 * HOUR)) == ["NodeAway"]
-
-
-def lost(source="download", *, was_ready=True):
-    """Return an image all of whose copies failed, and them."""
-    size = {"size_bytes": GIB, "checksum": "c"} if was_ready else {}
-    failed = copy("a", CopyState.FAILED, source=source, reason="Corrupt", **size)
-    return seen(image(source=source), [failed], [pool("a")]), failed
-
-
-def test_a_download_that_was_ready_is_downloaded_again_after_five_minutes():
-    wanted, failed = lost()
-    pools = [pool("a"), pool("b")]
-    (wait,) = plan(wanted, [failed], pools)
-    assert (wait.reason, wait.until) == ("Recovering", NOW + RECOVERY_WAIT)
-    later = NOW + RECOVERY_WAIT
-    assert removed(plan(wanted, [failed], pools, now=later)) == ["a"]
-    assert waits(plan(wanted, [deleting(failed)], pools, now=later)) == ["Removing"]
-    again = plan(wanted, [], pools, now=later)
-    assert again == [CreateCopy(pools[0], SourceType.DOWNLOAD)]
-    assert waits(plan(wanted, [], pools)) == ["Recovering"]
-
-
-@pytest.mark.parametrize(
-    ("source", "was_ready"),
-    [
-        pytest.param("export-from-volume", True, id="an export"),
-        pytest.param("download", False, id="never ready"),
-    ],
-)
-def test_what_cannot_be_had_again_stays_failed(source, was_ready):
-    wanted, failed = lost(source, was_ready=was_ready)
-    assert plan(wanted, [failed], [pool("a")], now=NOW + 9 * HOUR) == []
-
-
-def test_copies_that_vanish_are_a_damage():
-    whole = seen(image(), [copy("a")], [pool("a")])
-    assert plan(whole, [], [pool("a")]) == [Refuse("Corrupt", "all copies of the image are gone")]
-
-
-def test_a_copy_that_is_being_removed_by_somebody_is_not_ready():
-    whole = seen(image(), [copy("a")], [pool("a")])
-    going = seen(whole, [deleting(copy("a"))], [pool("a")])
-    assert not going.is_ready
-    assert going.status.disk_file_status == {}
-    assert isinstance(plan(going, [], [pool("a")])[0], Refuse)
-
-
-# --- every order
-
-
-class Cluster:
-    """A simulated cluster: what the reconciler and the nodes would make of each plan."""
-
-    def __init__(self, floor, pools):
-        self.image = image(floor)
-        self.pools = {p.spec.pool_uuid: p for p in pools}
-        self.copies = {"a": copy("a", source="download")}
-        self.volumes = {}
-        self.now = NOW
-
-    def look(self):
-        pools, volumes = list(self.pools.values()), list(self.volumes.values())
-        copies = list(self.copies.values())
-        self.image = seen(self.image, copies, pools, volumes, self.now)
-        return plan_copies(self.image, copies, pools, volumes, self.now)
-
-    def ready(self):
-        return [
-            uuid
-            for uuid, found in self.copies.items()
-            if found.status.state is CopyState.READY
-            and not found.meta.deleting
-            and uuid in self.pools
-            and is_alive(self.pools[uuid])
-        ]
-
-    def carry_out(self, steps):
-        before = self.ready()
-        moving = [
-            u
-            for u, c in self.copies.items()
-            if c.status.state is CopyState.IN_PROGRESS
-            and not c.meta.deleting
-            and is_alive(self.pools[u])
-        ]
-        syncs = [s for s in steps if isinstance(s, CreateCopy) and s.source_type == "sync"]
-        if syncs:
-            assert len(moving) + len(syncs) <= min(len(before), SYNCS_MAX)
-        for step in steps:
-            match step:
-                case CreateCopy(at, source):
-                    uuid = at.spec.pool_uuid
-                    assert uuid not in self.copies
-                    assert is_alive(self.pools[uuid])
-                    self.copies[uuid] = copy(uuid, CopyState.IN_PROGRESS, source=source)
-                case RemoveCopy(name):
-                    uuid = name.removeprefix("i-")
-                    self.copies[uuid] = deleting(self.copies[uuid])
-                case DropWish(uuid):
-                    self.spec_files({u: e for u, e in self.files.items() if u != uuid})
-        if before:
-            assert self.ready(), steps
-        unforced = [u for u in before if not self.is_evicted(u)]
-        kept = [u for u in self.ready() if not self.is_evicted(u)]
-        assert len(kept) >= min(len(unforced), self.image.spec.min_number_of_copies)
-
-    def is_evicted(self, uuid):
-        entry = self.files.get(uuid)
-        return self.pools[uuid].spec.eviction_requested or (entry and entry.eviction_requested)
-
-    @property
-    def files(self):
-        return self.image.spec.disk_file_spec
-
-    def spec_files(self, files):
-        spec = dataclasses.replace(self.image.spec, disk_file_spec=files)
-        self.image = dataclasses.replace(self.image, spec=spec)
-
-    def becomes(self, uuid, state):
-        """The node of a pool that is there ends a transfer, or finds its files gone."""
-        found = self.copies.get(uuid)
-        if found is None or found.meta.deleting or not is_alive(self.pools[uuid]):
-            return
-        if state is CopyState.READY and found.status.state is not CopyState.IN_PROGRESS:
-            return
-        if state is CopyState.READY:
-            source = found.spec.source_type
-            self.copies[uuid] = copy(uuid, source=source, since=self.now)
-        else:
-            status = dataclasses.replace(found.status, state=state, changed_at=self.now)
-            self.copies[uuid] = dataclasses.replace(found, status=status)
-
-    def happen(self, event, uuid):
-        there = self.pools[uuid]
-        match event:
-            case "arrives":
-                self.becomes(uuid, CopyState.READY)
-            case "fails":
-                self.becomes(uuid, CopyState.FAILED)
-            case "silent" | "back":
-                node = there.spec.node_id
-                self.pools[uuid] = pool(
-                    uuid, node=node, evicted=there.spec.eviction_requested, alive=event == "back"
-                )
-            case "evict" | "keep":
-                spec = dataclasses.replace(there.spec, eviction_requested=event == "evict")
-                self.pools[uuid] = dataclasses.replace(there, spec=spec)
-            case "ask":
-                self.spec_files({**self.files, uuid: ASKED})
-            case "evict entry":
-                self.spec_files({**self.files, uuid: EVICTED})
-            case "volume":
-                self.volumes[uuid] = volume(uuid, name=f"v-{uuid}")
-            case "volume gone":
-                self.volumes.pop(uuid, None)
-            case "removed":
-                if uuid in self.copies and self.copies[uuid].meta.deleting:
-                    del self.copies[uuid]
-            case "minutes":
-                self.now += timedelta(minutes=7)
-            case "hours":
-                self.now += CLEANUP_WAIT
-            case _:
-                self.carry_out(self.look())
-
-
-EVENTS = [
-    *("plan", "plan", "plan", "arrives", "arrives", "removed", "minutes"),
-    *("fails", "silent", "back", "evict", "keep", "ask", "evict entry"),
-    *("volume", "volume gone", "hours"),
-]
-STEPS = (CreateCopy, RemoveCopy, DropWish)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    floor=st.integers(1, 4),
-    nodes=st.lists(st.sampled_from("xyz"), min_size=1, max_size=6),
-    events=st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 5)), max_size=60),
-)
-def test_any_order_of_events_converges_and_loses_nothing(floor, nodes, events):
-    uuids = "abcdef"[: len(nodes)]
-    cluster = Cluster(floor, [pool(u, node=n) for u, n in zip(uuids, nodes, strict=True)])
-    for event, number in events:
-        cluster.happen(event, uuids[number % len(uuids)])
-    for uuid in uuids:
-        cluster.happen("back", uuid)
-    for _ in range(60):
-        steps = cluster.look()
-        cluster.carry_out(steps)
-        for uuid in uuids:
-            cluster.happen("arrives", uuid)
-            cluster.happen("removed", uuid)
-        if not any(isinstance(step, STEPS) for step in cluster.look()):
-            cluster.now += timedelta(minutes=30)
-    cluster.carry_out(cluster.look())
-    assert not any(isinstance(step, STEPS) for step in cluster.look())
-    assert cluster.look() == cluster.look()
-    evicted = [u for u in uuids if cluster.is_evicted(u)]
-    usable = len(uuids) - len(evicted)
-    staying = [u for u in cluster.ready() if u not in evicted]
-    assert len(staying) >= min(floor, usable)
-    if usable:
-        assert [u for u in cluster.ready() if u in evicted] == []
-    idle = [u for u in staying if u not in cluster.volumes]
-    assert len(staying) == floor or not idle or len(staying) <= min(floor, usable)
-    for uuid, entry in cluster.files.items():
-        if not entry.eviction_requested and not cluster.is_evicted(uuid) and uuid not in staying:
-            raise AssertionError(f"a copy was asked for on {uuid}")
-
-
-# --- uploads, and what is asked for again
-
-
-def annotated(made, **annotations):
-    keys = {f"shorthorn.io/{key.replace('_', '-')}": text for key, text in annotations.items()}
-    return dataclasses.replace(made, meta=dataclasses.replace(made.meta, annotations=keys))
+# --- uploads
 
 
 def reasons(wanted, pools):
@@ -594,15 +268,3 @@ def test_an_upload_goes_where_its_length_fits():
 def test_an_upload_without_a_length_is_refused(text):
     wanted = annotated(image(source="upload"), upload_length=text)
     assert reasons(wanted, [pool("a")]) == ["InvalidArgument"]
-
-
-def test_a_failed_copy_is_made_anew_once_for_each_value():
-    pools = [pool("a")]
-    wanted = annotated(image(), retry_at="t1")
-    failed = copy("a", CopyState.FAILED, source="download")
-    assert plan_copies(wanted, [failed], pools, [], NOW) == (RemoveCopy("i-a", "it is made anew"),)
-    assert plan_copies(wanted, [], pools, [], NOW) == (CreateCopy(pools[0], "download"),)
-    again = annotated(failed, retry_at="t1")
-    assert plan_copies(wanted, [again], pools, [], NOW) == (NoteRetry("t1"),)
-    noted = annotated(image(), retry_at="t1", retried="t1")
-    assert plan_copies(noted, [again], pools, [], NOW) == ()

@@ -36,6 +36,7 @@ from shorthorn.daemon.web import WebServer, loopback_hosts, watched_of
 from shorthorn.domain.image_bytes import ImageBytes
 from shorthorn.domain.models import PoolSpec
 from shorthorn.domain.ports import Engine
+from shorthorn.host.files import ensure_file, replace_file
 from shorthorn.host.locks import DirectoryLock
 from shorthorn.host.node_storage import HostNodeStorage
 from shorthorn.images.local_bytes import LocalBytes
@@ -50,7 +51,6 @@ from shorthorn.standalone.apiserver.credentials import (
     Tls,
     ensure_tls,
     ensure_token,
-    write_private,
 )
 from shorthorn.standalone.apiserver.database_file import StoreRefused
 from shorthorn.standalone.apiserver.kinds import KindInvalid, load_default_kinds
@@ -235,7 +235,7 @@ class Daemon(Program):
         await server.start()
         self._stack.push_async_callback(server.stop)
         self._spawn(server.rates.run())
-        write_private(settings.web_url, url + "\n")
+        ensure_file(settings.web_url, f"{url}\n".encode())
         self.login_url = f"{url}/login?once={links.make()}"
 
     def _web_listener(self) -> socket.socket:
@@ -267,5 +267,5 @@ def _ensure_key(path: Path) -> str:
         key = ""
     if not is_key(key):
         key = make_key()
-        write_private(path, key + "\n")
+        replace_file(path, f"{key}\n".encode())
     return key

@@ -15,7 +15,7 @@ from typing import Final
 
 from shorthorn.domain import go_url
 from shorthorn.domain.models import ImageFormat, SourceType
-from shorthorn.domain.names import OBJECT_NAME_FORM
+from shorthorn.domain.names import problem_of_name
 
 IMAGE: Final = "backingImage"
 SOURCE_TYPE: Final = "backingImageDataSourceType"
@@ -24,8 +24,7 @@ CHECKSUM: Final = "backingImageChecksum"
 RESERVED: Final = frozenset({IMAGE, SOURCE_TYPE, CHECKSUM})
 EXPORT_TYPES: Final = frozenset(ImageFormat)
 CHECKSUM_FORM: Final = re.compile(r"[0-9a-f]{128}")
-#: Nothing else can name a BackingImage.
-IMAGE_NAME_FORM: Final = OBJECT_NAME_FORM
+WEB_URL_FORM: Final = re.compile(r"https?://[^/?#\s]\S*", re.IGNORECASE)
 
 #: The parameters each source type stores in BackingImage.spec.sourceParameters.
 PARAMETERS: Final = {
@@ -202,15 +201,11 @@ def _name_traps(values: dict[str, str]) -> list[Trap]:
             Trap(TrapKind.PLACEHOLDER, f"{_short(placeholders[0])} is a placeholder; fill it in")
         ]
     image = values.get(IMAGE, "")
-    if not image or IMAGE_NAME_FORM.fullmatch(image):
+    problem = problem_of_name(image) if image else ""
+    if not problem:
         return []
-    return [
-        Trap(
-            TrapKind.IMAGE_NAME,
-            f"no BackingImage can be named {_short(image)}: names have lower-case letters,"
-            " digits, '-' and '.'",
-        )
-    ]
+    message = f"no BackingImage can be named {_short(image)}: {problem}"
+    return [Trap(TrapKind.IMAGE_NAME, message)]
 
 
 def _source_type_traps(values: dict[str, str]) -> list[Trap]:

@@ -8,7 +8,6 @@ that is not empty. Called by the CSI edge, `services.images`, `lint` and `shorth
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
@@ -21,13 +20,14 @@ from shorthorn.domain.handle_traps import (
     CHECKSUM_FORM,
     EXPORT_TYPES,
     IMAGE,
-    IMAGE_NAME_FORM,
     RESERVED,
     SOURCE_TYPE,
+    WEB_URL_FORM,
     TrapKind,
     find_traps,
 )
 from shorthorn.domain.models import NO_MAP, SourceType
+from shorthorn.domain.names import problem_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,6 @@ _SHOWN_CHARS: Final = 200
 _WRITTEN_FIRST: Final = ("url", "volume-name", "export-type")
 #: Traps that explain why a key which its writer sees in the text was not found there.
 _HIDES_KEYS: Final = {TrapKind.MISSPELT_KEY, TrapKind.UNESCAPED_HASH, TrapKind.DROPPED_PAIR}
-_WEB_URL = re.compile(r"https?://[^\s/?#]\S*", re.IGNORECASE)
 
 
 class InvalidHandle(InvalidArgument):
@@ -173,8 +172,9 @@ def make(
 
     Raises: InvalidArgument: the first field that is wrong, named as in the handle.
     """
-    if not IMAGE_NAME_FORM.fullmatch(backing_image):
-        raise InvalidArgument(IMAGE, f"{backing_image!r}: use lower-case letters, digits, - and .")
+    problem = problem_of_name(backing_image)
+    if problem:
+        raise InvalidArgument(IMAGE, f"{backing_image!r}: {problem}")
     if source_type not in list(SourceType):
         known = ", ".join(SourceType)
         raise InvalidArgument(SOURCE_TYPE, f"{source_type!r} is none of {known}")
@@ -230,7 +230,7 @@ def _unknown_scheme(scheme: str | None) -> str:
 def _check_parameter(key: str, value: str) -> None:
     if key in RESERVED or not key:
         raise InvalidArgument(key or "parameter", "not a parameter; it has an option of its own")
-    if key == "url" and not _WEB_URL.fullmatch(value):
+    if key == "url" and not WEB_URL_FORM.fullmatch(value):
         raise InvalidArgument("url", f"{value!r}: give a http:// or https:// URL, no spaces")
     if key == "export-type" and value not in EXPORT_TYPES:
         raise InvalidArgument("export-type", f"{value!r} is neither raw nor qcow2")

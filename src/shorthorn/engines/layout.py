@@ -8,20 +8,16 @@ records.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shorthorn.domain.errors import InvalidArgument
+from shorthorn.domain.names import is_object_name, problem_of_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shorthorn.domain.models import ImageKey
-
-#: A Kubernetes object name (RFC 1123 subdomain): no separator, no leading dot, short enough for a
-#: directory's name (255 bytes).
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 VOLUME_DATA = "volume.raw"
 VOLUME_RECORD = "volume.json"
@@ -35,18 +31,17 @@ EXPORT_RECORD = "export.json"
 
 
 def is_name(name: str) -> bool:
-    """Return whether `name` can be an object of a pool. What cannot be one is simply not there."""
-    return _NAME.fullmatch(name) is not None
+    """Return whether `name` can be an object of a pool. What cannot be one is simply not there.
+
+    An object's name is a sound directory's, too: no separator, no leading dot, under 255 bytes.
+    """
+    return is_object_name(name)
 
 
 def check_name(field: str, name: str) -> str:
     """Return `name`. Raises InvalidArgument naming `field` where it cannot name an object."""
     if not is_name(name):
-        raise InvalidArgument(
-            field,
-            f"{name!r} cannot name a directory: lower-case letters, digits, '-' and '.' (not first "
-            "or last), at most 253",
-        )
+        raise InvalidArgument(field, f"{name!r} cannot name a directory: {problem_of_name(name)}")
     return name
 
 

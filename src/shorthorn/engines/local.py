@@ -198,10 +198,6 @@ class LocalEngine:
     async def discard_staging(self, key: ImageKey) -> None:
         await self._parts.images.discard_staging(key)
 
-    def list_staging(self) -> list[ImageKey]:
-        """Return the images of which something half made is kept, to look for orphans."""
-        return self._parts.pool.staging.list_images()
-
     async def find_image(self, key: ImageKey) -> ImageRecord | None:
         return await self._parts.images.find(key)
 

@@ -28,7 +28,6 @@ _EXTENT_LAST = 0x0001
 _EXTENT_UNKNOWN = 0x0002
 _EXTENT_DELALLOC = 0x0004
 _EXTENT_INLINE = 0x0200
-_EXTENT_UNWRITTEN = 0x0800
 _EXTENT_SHARED = 0x2000
 #: No place on the device that could be compared with another file's.
 _PLACELESS = _EXTENT_UNKNOWN | _EXTENT_DELALLOC | _EXTENT_INLINE
@@ -49,11 +48,6 @@ class Extent:
     def is_shared(self) -> bool:
         """Whether another file, or another place of this one, uses the same blocks."""
         return bool(self.flags & _EXTENT_SHARED)
-
-    @property
-    def is_unwritten(self) -> bool:
-        """Whether it is allocated only, and reads as zeros."""
-        return bool(self.flags & _EXTENT_UNWRITTEN)
 
     @property
     def has_place(self) -> bool:

@@ -13,8 +13,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from shorthorn.host import mounts, syscalls
+from shorthorn.host import syscalls
 from shorthorn.host.errors import HostError
+from shorthorn.host.files import device_size_bytes
 from shorthorn.kit import process
 from shorthorn.kit.threads import in_thread
 
@@ -201,7 +202,7 @@ async def grow(fs_type: str, device: Path, mount_point: Path) -> None:
             return
         if not _has_capability(_CAP_SYS_RESOURCE):
             raise OnlineGrowRefused(device)
-    if fs_type == BTRFS and await in_thread(_size_bytes, device) < _BTRFS_RESIZE_BYTES_MIN:
+    if fs_type == BTRFS and await in_thread(device_size_bytes, device) < _BTRFS_RESIZE_BYTES_MIN:
         return
     await process.run(commands[fs_type], timeout_s=_CHANGE_TIMEOUT_S, die_with_parent=False)
 
@@ -229,14 +230,6 @@ async def grow_unmounted(fs_type: str, device: Path) -> None:
     await process.run(["resize2fs", device], timeout_s=_CHANGE_TIMEOUT_S, die_with_parent=False)
 
 
-def _size_bytes(device: Path) -> int:
-    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
-
-
 #: 64 KiB blocks (fs/ext4/ext4.h, EXT4_MAX_BLOCK_LOG_SIZE 16, from 10). The field has 32 bits, and
 #: volumes hold what strangers wrote: 1024 << 2^32 would be a number of 512 MiB.
 _EXT4_LOG_BLOCK_MAX = 6
@@ -244,7 +237,7 @@ _EXT4_LOG_BLOCK_MAX = 6
 
 def _ext4_can_grow(device: Path) -> bool:
     """Tell whether the device is a block or more larger than the file system says it is."""
-    device_bytes = _size_bytes(device)
+    device_bytes = device_size_bytes(device)
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         block = os.pread(descriptor, 1024, 1024)
@@ -266,16 +259,6 @@ def _has_capability(number: int) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False
-
-
-async def replay_journal(fs_type: str, device: Path, scratch: Path) -> None:
-    """Bring a file system to rest by mounting it once at the empty directory `scratch`.
-
-    Writes to the device: for private clones, ahead of a read-only mount or a new UUID.
-    Raises: MountFailed. State: nothing is mounted at `scratch`, except after MountBusy.
-    """
-    await mounts.mount(device, scratch, fs_type, options=mount_options(fs_type))
-    await mounts.unmount(scratch)
 
 
 async def new_uuid(fs_type: str, device: Path) -> str:

@@ -7,6 +7,7 @@ engines, image code and services' adapters.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -36,6 +37,15 @@ def file_identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def device_size_bytes(device: Path) -> int:
+    """Return the length of a block device, whose stat says 0. Raises OSError: it is not there."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
+
+
 async def fsync_file(path: Path) -> None:
     """Make a file's data and size durable."""
     await in_thread(_fsync, path, os.O_RDONLY)
@@ -60,10 +70,23 @@ async def write_json_atomic(path: Path, obj: Any, *, mode: int = 0o600) -> None:
     State: on an error the old file stays. A crash may leave `.<name>.<8 hex digits>.tmp` beside it.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-    await in_thread(_write_atomic, path, text.encode(), mode)
+    await in_thread(replace_file, path, text.encode(), mode=mode)
 
 
-def _write_atomic(path: Path, data: bytes, mode: int) -> None:
+def ensure_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """As `replace_file`, but leave one alone that says so already: nothing is written on a full
+    disk.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_IMODE(path.stat().st_mode) == mode and path.read_bytes() == data:
+            return
+    replace_file(path, data, mode=mode)
+
+
+def replace_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` by `data`, durably, as `write_json_atomic` does; for who may block: at start,
+    and in threads.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from shorthorn.host import loop_ioctl
 from shorthorn.host.errors import HostError
+from shorthorn.host.files import device_size_bytes
 from shorthorn.host.mountinfo import mounts_of_device
 from shorthorn.kit.threads import in_thread
 
@@ -128,7 +129,7 @@ async def flush(device: Path) -> None:
 
 async def size_bytes(device: Path) -> int:
     """Return the size of a block device (or file)."""
-    return await in_thread(_size, device)
+    return await in_thread(device_size_bytes, device)
 
 
 def _list_attached() -> list[LoopDevice]:
@@ -267,13 +268,5 @@ def _flush(device: Path) -> None:
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _size(device: Path) -> int:
-    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.lseek(descriptor, 0, os.SEEK_END)
     finally:
         os.close(descriptor)

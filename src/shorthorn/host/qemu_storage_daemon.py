@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import json
 import socket
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,25 +84,6 @@ async def back_up_to_qcow2(
                 await _run_backup_job(qmp, on_bytes)
     except TimeoutError as exc:
         raise QemuTimedOut(f"the qcow2 export did not end within {limit_s:.0f} s") from exc
-
-
-async def can_share() -> bool:
-    """Say whether this machine's QEMU takes the (unstable) options that make a backup share.
-
-    Runs a backup of one cluster between two temporary files, 50 ms. Raises: CommandMissing.
-    """
-    with tempfile.TemporaryDirectory(prefix="shorthorn-probe-") as directory:
-        source, target = Path(directory, "source"), Path(directory, "target")
-        with source.open("wb") as file:
-            file.truncate(CLUSTER_SIZE_BYTES)
-        target.touch()
-        try:
-            await back_up_to_qcow2(
-                source, target, virtual_size_bytes=CLUSTER_SIZE_BYTES, timeout_s=10
-            )
-        except QemuFailed:
-            return False
-    return True
 
 
 def _block_nodes() -> list[dict[str, Any]]:

@@ -1,17 +1,15 @@
 """Copies that share blocks.
 
-Owns FICLONE and FICLONERANGE. Must never fall back to copying bytes: who wants that asks
+Owns FICLONE. Must never fall back to copying bytes: who wants that asks
 `host.sparse_copy`, so that a caller always knows what a clone costs. Called by the engines and the
 image code.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import struct
 from typing import TYPE_CHECKING
 
 from shorthorn.host.errors import HostError
@@ -20,9 +18,8 @@ from shorthorn.kit.threads import in_thread
 if TYPE_CHECKING:
     from pathlib import Path
 
-# linux/fs.h: _IOW(0x94, 9, int), _IOW(0x94, 13, struct file_clone_range)
+# linux/fs.h: _IOW(0x94, 9, int)
 _FICLONE = 0x40049409
-_FICLONERANGE = 0x4020940D
 #: EINVAL is left out: it means a misaligned range, which is the caller's mistake. ENOTTY: no ioctl.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS})
 #: A full disk; a file system without O_TMPFILE.
@@ -85,45 +82,6 @@ def _clone(source: Path, target: Path, source_descriptor: int, target_descriptor
         if exc.errno in _UNSUPPORTED or exc.errno == errno.EINVAL:
             raise ReflinkUnsupported(source, target, os.strerror(exc.errno or 0)) from exc
         raise
-
-
-async def clone_range(
-    source: Path,
-    target: Path,
-    *,
-    source_offset_bytes: int,
-    target_offset_bytes: int,
-    length_bytes: int,
-) -> None:
-    """Make a range of the existing file `target` share blocks with a range of `source`.
-
-    Offsets and length are multiples of the file system's block size (4096 does for XFS and btrfs),
-    except that a range may end at the end of `source`; `target` grows as needed.
-
-    Raises: ReflinkUnsupported. OSError: EINVAL for a misaligned range, ENOSPC.
-    """
-    await in_thread(
-        _clone_range, source, target, source_offset_bytes, target_offset_bytes, length_bytes
-    )
-
-
-def _clone_range(
-    source: Path, target: Path, source_offset: int, target_offset: int, length: int
-) -> None:
-    if length == 0:
-        return  # the kernel reads 0 as "to the end"
-    with contextlib.ExitStack() as stack:
-        source_descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, source_descriptor)
-        target_descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
-        stack.callback(os.close, target_descriptor)
-        request = struct.pack("=qQQQ", source_descriptor, source_offset, length, target_offset)
-        try:
-            fcntl.ioctl(target_descriptor, _FICLONERANGE, request)
-        except OSError as exc:
-            if exc.errno in _UNSUPPORTED:
-                raise ReflinkUnsupported(source, target, os.strerror(exc.errno)) from exc
-            raise
 
 
 async def supports_reflink(directory: Path) -> bool:

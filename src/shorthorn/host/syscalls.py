@@ -49,7 +49,6 @@ MOUNT_FLAGS: dict[str, tuple[int, bool]] = {
     "silent": (0x8000, True),
     "loud": (0x8000, False),
 }
-MS_RDONLY = 0x1
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8

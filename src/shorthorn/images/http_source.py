@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
+from shorthorn.images import http_session
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -30,7 +32,6 @@ REDIRECTS_MAX = 10
 #: No byte for this long: the line is dead. Longhorn's value; total time is not limited.
 IDLE_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 30.0
-_READ_BUFFER_BYTES = 1 << 20
 #: Worth another try: timeouts, "too early", throttling, and whatever is the server's own trouble.
 _RETRIABLE = frozenset({408, 425, 429})
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)")
@@ -118,15 +119,7 @@ def shown(url: URL) -> str:
 
 def open_session() -> aiohttp.ClientSession:
     """Return a session with our time limits; the caller closes it."""
-    return aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=IDLE_TIMEOUT_S
-        ),
-        auto_decompress=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": "shorthorn", "Accept": "*/*", "Accept-Encoding": "identity"},
-        read_bufsize=_READ_BUFFER_BYTES,
-    )
+    return http_session.open_session(connect_s=CONNECT_TIMEOUT_S, idle_s=IDLE_TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager

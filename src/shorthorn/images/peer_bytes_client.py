@@ -20,6 +20,7 @@ from yarl import URL
 from shorthorn.domain import errors
 from shorthorn.domain.image_bytes import Artifact, ArtifactForm, OpenArtifact, UploadState
 from shorthorn.images import peer_bytes_wire as wire
+from shorthorn.images.http_session import open_session
 from shorthorn.images.peer_client import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -41,15 +42,10 @@ class PeerBytesClient:
 
     def __init__(self, tls: ClientTls) -> None:
         self._tls = tls
-        self._session = aiohttp.ClientSession(
+        self._session = open_session(
+            connect_s=CONNECT_TIMEOUT_S,
+            idle_s=IDLE_TIMEOUT_S,
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=IDLE_TIMEOUT_S
-            ),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "shorthorn", "Accept-Encoding": "identity"},
-            read_bufsize=_CHUNK_BYTES,
         )
 
     async def close(self) -> None:

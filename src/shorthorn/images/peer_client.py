@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import aiohttp
 from yarl import URL
 
+from shorthorn.images.http_session import open_session
 from shorthorn.images.peer_wire import (
     DESCRIPTION_BYTES_MAX,
     Description,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 10.0
 #: No byte for this long: the line is dead. Total time is not limited.
 IDLE_TIMEOUT_S = 30.0
-_READ_BUFFER_BYTES = 1 << 20
 _PROBLEM_BYTES_MAX = 500
 
 
@@ -68,15 +68,7 @@ class PeerClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> PeerClient:
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=IDLE_TIMEOUT_S
-            ),
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "shorthorn", "Accept-Encoding": "identity"},
-            read_bufsize=_READ_BUFFER_BYTES,
-        )
+        self._session = open_session(connect_s=CONNECT_TIMEOUT_S, idle_s=IDLE_TIMEOUT_S)
         return self
 
     async def __aexit__(

@@ -1,1 +1,1 @@
-"""asyncio pieces, keyed operations and the one process spawner."""
+"""asyncio pieces, keyed operations, the one process spawner, the form of our certificates."""

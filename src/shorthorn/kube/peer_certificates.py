@@ -18,7 +18,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from shorthorn.kit.certificates import key_pem_of, key_usage, named, pem_of
 
 #: The name in the nodes' certificate. No host: addresses change, the authority is what counts.
 PEER_SERVER_NAME = "peer.shorthorn.io"
@@ -72,7 +74,7 @@ def make_authority(now: datetime) -> Authority:
     """Return a new authority, the only one in its bundle."""
     key = ec.generate_private_key(ec.SECP256R1())
     serial = x509.random_serial_number()
-    name = _name(f"Shorthorn peers {serial:040x}"[:64])
+    name = named(f"Shorthorn peers {serial:040x}"[:64])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     certificate = (
         x509.CertificateBuilder()
@@ -84,10 +86,10 @@ def make_authority(now: datetime) -> Authority:
         .not_valid_after(now + AUTHORITY_VALID)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(identifier, critical=False)
-        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return Authority(_pem(certificate), _key_pem(key))
+    return Authority(pem_of(certificate), key_pem_of(key))
 
 
 def issue_leaf(authority: Authority, now: datetime) -> Leaf:
@@ -99,7 +101,7 @@ def issue_leaf(authority: Authority, now: datetime) -> Leaf:
     purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(_name(PEER_SERVER_NAME))
+        .subject_name(named(PEER_SERVER_NAME))
         .issuer_name(issuer.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
@@ -111,11 +113,11 @@ def issue_leaf(authority: Authority, now: datetime) -> Leaf:
         )
         .add_extension(issued_by, critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
-    return Leaf(_pem(certificate), _key_pem(key), authority.bundle)
+    return Leaf(pem_of(certificate), key_pem_of(key), authority.bundle)
 
 
 def _renewed_authority(authority: Authority | None, now: datetime) -> Authority:
@@ -216,34 +218,4 @@ def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
 
 
 def _bundle(certificates: list[x509.Certificate]) -> str:
-    return "".join(_pem(certificate) for certificate in certificates)
-
-
-def _pem(certificate: x509.Certificate) -> str:
-    return certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    ).decode()
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    return "".join(pem_of(certificate) for certificate in certificates)

@@ -47,7 +47,6 @@ class PeerIdentity:
     def __init__(self, client: AsyncClient, *, namespace: str) -> None:
         self._secrets = Secrets(client, namespace=namespace)
         self._contexts: Contexts | None = None
-        self._changed = asyncio.Event()
 
     @property
     def server_name(self) -> str:
@@ -61,12 +60,6 @@ class PeerIdentity:
     def client_context(self) -> ssl.SSLContext:
         """Return what the next connection to a peer is to use. Raises Unavailable."""
         return self._current().client
-
-    async def wait_ready(self) -> None:
-        """Return once there is a certificate."""
-        while self._contexts is None:
-            self._changed.clear()
-            await self._changed.wait()
 
     async def run(self) -> None:
         """Follow the Secret until cancelled. What was read last stays in use while the API server
@@ -94,7 +87,6 @@ class PeerIdentity:
             _logger.error("Secret %s is of no use: %s", LEAF_SECRET, exc)  # noqa: TRY400
             return
         self._contexts = contexts
-        self._changed.set()
 
     def _current(self) -> Contexts:
         if self._contexts is None:

@@ -61,7 +61,6 @@ class Resource:
 
 
 IMAGES: Final = Resource("longhorn.io/v1beta2", "backingimages", "BackingImage")
-COPIES: Final = Resource("shorthorn.io/v1alpha1", "imagecopies", "ImageCopy")
 VOLUMES: Final = Resource("shorthorn.io/v1alpha1", "volumes", "Volume")
 SNAPSHOTS: Final = Resource("shorthorn.io/v1alpha1", "snapshots", "Snapshot")
 POOLS: Final = Resource("shorthorn.io/v1alpha1", "pools", "Pool")

@@ -8,14 +8,23 @@ other services.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from shorthorn.domain.errors import DomainError, InUse, StillWorking, WrongState
+from shorthorn.domain.errors import (
+    DomainError,
+    InUse,
+    OperationPending,
+    StillWorking,
+    WrongState,
+)
+from shorthorn.domain.models import Snapshot, Volume, VolumeState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shorthorn.domain.ports import Registry, T
+
+K = TypeVar("K", Volume, Snapshot)
 
 #: A look at the present state is always granted, however late it is.
 _LOOK_S = 0.2
@@ -70,6 +79,30 @@ async def wait_for(
         return await registry.wait(name, until, timeout_s=budget.left_s)
     except TimeoutError:
         raise StillWorking(name, progress(await registry.find(name))) from None
+
+
+async def wait_settled(registry: Registry[K], wanted: K, *, budget: Budget) -> K:
+    """Return the volume or snapshot once it is ready, failed, or held up by who uses its source.
+
+    Raises: OperationPending: it was deleted meanwhile. StillWorking: not within the budget.
+    """
+    name, uid = wanted.meta.name, wanted.meta.uid
+    found = await wait_for(
+        registry,
+        name,
+        lambda it: it is None or it.meta.uid != uid or _is_settled(it),
+        budget=budget,
+        progress=lambda it: it.status.message if it else "",
+    )
+    if found is None or found.meta.uid != uid:
+        kind = type(wanted).__name__.lower()
+        raise OperationPending(f"{kind} {name}, which was deleted meanwhile")
+    return found
+
+
+def _is_settled(found: Volume | Snapshot) -> bool:
+    status = found.status
+    return status.state is not VolumeState.PENDING or status.reason in OBSTACLES
 
 
 async def delete_and_wait(registry: Registry[T], name: str, uid: str, *, budget: Budget) -> None:

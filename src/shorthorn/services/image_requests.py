@@ -8,12 +8,13 @@ print a URL: it may carry credentials. Called by `services.images` and `services
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from shorthorn.domain.errors import ImageMismatch, InvalidArgument
+from shorthorn.domain.handle_traps import CHECKSUM_FORM, WEB_URL_FORM
 from shorthorn.domain.models import NO_MAP, BackingImageSpec, ImageFormat, SourceType
+from shorthorn.domain.names import OBJECT_NAME_LENGTH_MAX, problem_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,13 +35,8 @@ VOLUME_NAME: Final = "volume-name"
 EXPORT_TYPE: Final = "export-type"
 URL: Final = "url"
 
-_CHECKSUM = re.compile(r"[0-9a-f]{128}")
-_WEB_URL = re.compile(r"https?://[^/?#\s]+\S*", re.IGNORECASE)
-#: Of an object (RFC 1123 subdomain); BackingImage's own rule adds that there are two characters.
-_NAME_PART = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
-_IMAGE_NAME = re.compile(rf"{_NAME_PART}(?:\.{_NAME_PART})*")
-_NAME_LENGTHS = range(2, 254)
-_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
+#: BackingImage's own rule asks for two characters.
+_NAME_LENGTHS = range(2, OBJECT_NAME_LENGTH_MAX + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +104,23 @@ def request_of_parameters(parameters: Mapping[str, str]) -> ImageRequest | None:
     )
 
 
+def export_request(
+    volume_id: str,
+    export_type: str,
+    *,
+    node_selector: tuple[str, ...],
+    disk_selector: tuple[str, ...],
+) -> ImageRequest:
+    """Return the request that CreateSnapshot of type bi makes."""
+    return ImageRequest(
+        name="",
+        source_type=SourceType.EXPORT_FROM_VOLUME,
+        parameters={VOLUME_NAME: volume_id, EXPORT_TYPE: export_type},
+        node_selector=node_selector,
+        disk_selector=disk_selector,
+    )
+
+
 def check_data_engine(parameters: Mapping[str, str]) -> None:
     """Raise InvalidArgument where another data engine than v1 is asked for."""
     engine = parameters.get(DATA_ENGINE_KEY, "")
@@ -125,12 +138,9 @@ def check_name(name: str) -> None:
     if len(name) not in _NAME_LENGTHS:
         problem = f"a name has from 2 to 253 characters, this one has {len(name)}"
         raise InvalidArgument(IMAGE_KEY, problem)
-    if _IMAGE_NAME.fullmatch(name):
-        return
-    problem = "use lower-case letters, digits, '-' and '.'"
-    if set(name) <= _NAME_LETTERS:
-        problem = "it begins and ends with a letter or digit, and so does each part between dots"
-    raise InvalidArgument(IMAGE_KEY, f"{name!r} names no image: {problem}")
+    problem = problem_of_name(name)
+    if problem:
+        raise InvalidArgument(IMAGE_KEY, f"{name!r} names no image: {problem}")
 
 
 def web_url(text: str) -> str:
@@ -138,7 +148,7 @@ def web_url(text: str) -> str:
 
     Raises: InvalidArgument: it is none. The URL is not in the message.
     """
-    if not _WEB_URL.fullmatch(text):
+    if not WEB_URL_FORM.fullmatch(text):
         raise InvalidArgument(
             URL, "must be an http:// or https:// URL without spaces (a space in a path is %20)"
         )
@@ -199,7 +209,7 @@ def check_creatable(request: ImageRequest) -> None:
     Whether an export's volume exists is not looked at.
     """
     check_name(request.name)
-    if request.checksum and not _CHECKSUM.fullmatch(request.checksum):
+    if request.checksum and not CHECKSUM_FORM.fullmatch(request.checksum):
         raise InvalidArgument(
             CHECKSUM_KEY, "invalid checksum: a SHA-512 has 128 lower-case hexadecimal digits"
         )

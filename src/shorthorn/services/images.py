@@ -38,7 +38,6 @@ from shorthorn.domain.planning import IMAGE_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
 from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
 from shorthorn.services.image_requests import (
-    EXPORT_TYPE,
     VOLUME_NAME,
     ImageRequest,
     check_creatable,
@@ -354,23 +353,6 @@ class ImageService:
         if found is None or found.meta.uid != image.meta.uid:
             raise OperationPending(f"backing image {name}, which was deleted meanwhile")
         return found
-
-
-def export_request(
-    volume_id: str,
-    export_type: str,
-    *,
-    node_selector: tuple[str, ...],
-    disk_selector: tuple[str, ...],
-) -> ImageRequest:
-    """Return the request that CreateSnapshot of type bi makes."""
-    return ImageRequest(
-        name="",
-        source_type=SourceType.EXPORT_FROM_VOLUME,
-        parameters={VOLUME_NAME: volume_id, EXPORT_TYPE: export_type},
-        node_selector=node_selector,
-        disk_selector=disk_selector,
-    )
 
 
 def handle_of(image: BackingImage) -> str:

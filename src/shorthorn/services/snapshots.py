@@ -38,9 +38,9 @@ from shorthorn.domain.models import (
 from shorthorn.domain.names import clone_source_name, object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
-from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
-from shorthorn.services.image_requests import check_export_type, selector
-from shorthorn.services.images import ImageService, export_request
+from shorthorn.services.failures import Budget, delete_and_wait, recall, wait_settled
+from shorthorn.services.image_requests import check_export_type, export_request, selector
+from shorthorn.services.images import ImageService
 from shorthorn.services.pages import page
 
 if TYPE_CHECKING:
@@ -238,18 +238,9 @@ class SnapshotService:
 
     async def _settled(self, snapshot: Snapshot, budget: Budget) -> Snapshot:
         """Return the snapshot when it is ready; what failed is removed before its error is told."""
-        name, uid = snapshot.meta.name, snapshot.meta.uid
-        found = await wait_for(
-            self._snapshots,
-            name,
-            lambda s: s is None or s.meta.uid != uid or _is_settled(s),
-            budget=budget,
-            progress=lambda s: s.status.message if s else "",
-        )
-        if found is None or found.meta.uid != uid:
-            raise OperationPending(f"snapshot {name}, which was deleted meanwhile")
+        found = await wait_settled(self._snapshots, snapshot, budget=budget)
         if found.status.state is not VolumeState.READY:
-            await delete_and_wait(self._snapshots, name, uid, budget=budget)
+            await delete_and_wait(self._snapshots, found.meta.name, found.meta.uid, budget=budget)
             raise recall(found.status.reason, found.status.message, DomainError)
         return found
 
@@ -307,12 +298,6 @@ def _parse_or_none(handle: str) -> BackingImageHandle | SnapshotHandle | None:
         return parse(handle)
     except InvalidArgument:
         return None
-
-
-def _is_settled(snapshot: Snapshot) -> bool:
-    """Whether it is ready, failed, or held up by whoever uses its volume."""
-    status = snapshot.status
-    return status.state is not VolumeState.PENDING or status.reason in OBSTACLES
 
 
 def _is_ready(snapshot: Snapshot) -> bool:

@@ -28,7 +28,7 @@ from shorthorn.domain.names import object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.capabilities import Capability, check_all_offered
 from shorthorn.services.deletions import wait_until_gone
-from shorthorn.services.failures import OBSTACLES, Budget, delete_and_wait, recall, wait_for
+from shorthorn.services.failures import Budget, delete_and_wait, recall, wait_for, wait_settled
 from shorthorn.services.image_requests import (
     IMAGE_KEY,
     check_data_engine,
@@ -259,19 +259,11 @@ class VolumeService:
             raise OperationPending(f"volume {name}") from None
 
     async def _finish(self, volume: Volume, budget: Budget) -> Volume:
-        name, uid = volume.meta.name, volume.meta.uid
-        found = await wait_for(
-            self._volumes,
-            name,
-            lambda v: v is None or v.meta.uid != uid or _is_settled(v),
-            budget=budget,
-            progress=lambda v: v.status.message if v else "",
-        )
-        if found is None or found.meta.uid != uid:
-            raise OperationPending(f"volume {name}, which was deleted meanwhile")
+        found = await wait_settled(self._volumes, volume, budget=budget)
+        name = found.meta.name
         await self._origins.release(name, found.spec.source)
         if found.status.state is not VolumeState.READY:
-            await delete_and_wait(self._volumes, name, uid, budget=budget)
+            await delete_and_wait(self._volumes, name, found.meta.uid, budget=budget)
             source, is_missing = found.spec.source, found.status.reason == NotFound.reason
             if source.image and is_missing and await self._origins.is_there(source):
                 # Its copy was removed as unused in the moment in which this volume began.
@@ -335,12 +327,6 @@ def _image_wanted(request: CreateVolumeRequest) -> tuple[Mapping[str, str], Imag
     if request.source_handle:
         return parameters, None
     return parameters, request_of_parameters(parameters)
-
-
-def _is_settled(volume: Volume) -> bool:
-    """Whether it is ready, failed, or held up by whoever uses its source."""
-    status = volume.status
-    return status.state is not VolumeState.PENDING or status.reason in OBSTACLES
 
 
 def _check_same(volume: Volume, request: CreateVolumeRequest, image: ImageRequest | None) -> None:

@@ -87,17 +87,6 @@ def format_iso(when: datetime | None) -> str:
     return when.astimezone(UTC).isoformat(timespec="seconds") if when else ""
 
 
-def age_of(when: datetime | None, now: datetime) -> str:
-    """Return how long ago something was, as kubectl writes it: 45s, 3m, 5h, 12d."""
-    if when is None:
-        return "–"
-    seconds = max(0, int((now - when).total_seconds()))
-    for limit, unit, size in ((120, "s", 1), (7200, "m", 60), (172_800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds // size}{unit}"
-    return f"{seconds // 86_400}d"
-
-
 def digest_of(text: str) -> str:
     """Return a short text that differs where `text` does: what of a page is another one now."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

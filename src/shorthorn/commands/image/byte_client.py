@@ -107,12 +107,6 @@ class ByteClient:
                 await _check(answer)
             return _offset(answer).offset
 
-    async def give_up(self, image: str) -> None:
-        """Have the upload's bytes removed. Raises: Refused, Lost."""
-        async with self._request("DELETE", image, "upload") as answer:
-            if answer.status != 404:
-                await _check(answer)
-
     @contextlib.asynccontextmanager
     async def open(
         self, image: str, form: ArtifactForm, headers: dict[str, str]

@@ -13,6 +13,7 @@ import typer
 
 from shorthorn.commands.image import options, printing
 from shorthorn.commands.image.printing import Output
+from shorthorn.domain.handle_traps import CHECKSUM_FORM
 
 if TYPE_CHECKING:
     from shorthorn.commands.image.cluster import Cluster, Object
@@ -33,8 +34,6 @@ EXPORT_EPILOG = """From a claim: shorthorn image export golden --claim default/t
 
 From a volume, as qcow2: shorthorn image export golden --volume pvc-6b7d6e0c --format qcow2
 """
-
-_CHECKSUM = re.compile(r"[0-9a-f]{128}")
 
 Created = Annotated[
     Output | None,
@@ -213,7 +212,7 @@ def _checked(name: str, parameters: dict[str, str]) -> dict[str, str]:
 def read_checksum(text: str) -> str:
     """Return a SHA-512 as objects hold it: lower case. Raises: BadParameter."""
     checksum = text.strip().lower()
-    if checksum and not _CHECKSUM.fullmatch(checksum):
+    if checksum and not CHECKSUM_FORM.fullmatch(checksum):
         raise typer.BadParameter(
             "a SHA-512 is 128 hexadecimal digits, as `sha512sum` prints them",
             param_hint="--checksum",

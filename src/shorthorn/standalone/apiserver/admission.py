@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shorthorn.standalone.apiserver.kinds import Kind
-    from shorthorn.standalone.apiserver.store import Transaction
+    from shorthorn.standalone.apiserver.transactions import Transaction
 
 _DEFAULT_CLASS = (
     "storageclass.kubernetes.io/is-default-class",

@@ -9,12 +9,12 @@ whoever builds an `ApiServer`.
 from __future__ import annotations
 
 import datetime as dt
-import os
 import secrets
 import ssl
-import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from shorthorn.host.files import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def ensure_token(path: Path) -> str:
         token = ""
     if not token:
         token = secrets.token_urlsafe(32)
-        write_private(path, token + "\n")
+        replace_file(path, f"{token}\n".encode())
     return token
 
 
@@ -62,42 +62,8 @@ def ensure_tls(path: Path) -> Tls:
         text = ""
     if not _is_usable(text):
         text = _make_certificate()
-        write_private(path, text)
+        replace_file(path, text.encode())
     return Tls(path, text[text.rindex("-----BEGIN CERTIFICATE-----") :])
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file atomically and durably, readable by its owner only.
-
-    One that says so already is left as it is, so that a start on a full disk writes nothing anew.
-    """
-    if _says(path, text):
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _says(path: Path, text: str) -> bool:
-    try:
-        is_private = stat.S_IMODE(path.stat().st_mode) == 0o600
-        return is_private and path.read_bytes() == text.encode()
-    except FileNotFoundError:
-        return False
 
 
 def _is_usable(text: str) -> bool:
@@ -114,14 +80,16 @@ def _is_usable(text: str) -> bool:
 def _make_certificate() -> str:
     # Imported only when a certificate is made: once in ten years.
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    from shorthorn.kit.certificates import key_pem_of, key_usage, named, pem_of
 
     start = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
     expiry = (start + dt.timedelta(days=_VALID_DAYS)).replace(microsecond=0)
     authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority_name = _name("shorthorn loopback authority")
+    authority_name = named("shorthorn loopback authority")
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
 
@@ -140,37 +108,22 @@ def _make_certificate() -> str:
         .subject_name(authority_name)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(identifier, critical=False)
-        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(key_usage(signs_certificates=True), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
     issued_by = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
     certificate = (
         builder(key.public_key())
-        .subject_name(_name("shorthorn API server"))
+        .subject_name(named("shorthorn API server"))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_loopback_names(), critical=False)
         .add_extension(issued_by, critical=False)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    pems = [
-        key_pem,
-        *(c.public_bytes(serialization.Encoding.PEM) for c in (certificate, authority)),
-    ]
-    return f"{_EXPIRY_NOTE}{expiry.isoformat()}\n{b''.join(pems).decode()}"
-
-
-def _name(common_name: str) -> x509.Name:
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    pems = [key_pem_of(key), pem_of(certificate), pem_of(authority)]
+    return f"{_EXPIRY_NOTE}{expiry.isoformat()}\n{''.join(pems)}"
 
 
 def _loopback_names() -> x509.SubjectAlternativeName:
@@ -180,19 +133,3 @@ def _loopback_names() -> x509.SubjectAlternativeName:
 
     addresses = [x509.IPAddress(ip_address(text)) for text in ("127.0.0.1", "::1")]
     return x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses])
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    from cryptography import x509
-
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )

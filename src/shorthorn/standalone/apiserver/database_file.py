@@ -19,7 +19,7 @@ from shorthorn.host.mountinfo import mount_of_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Format of the database; raised by one with every change of `_TABLES`.
+#: Format of the database; raised by one with every change of `transactions.TABLES`.
 SCHEMA_VERSION = 1
 #: "SHRN" in the SQLite header, so that a foreign database is never taken for ours.
 APPLICATION_ID = 0x5348524E

@@ -17,10 +17,9 @@ from shorthorn.standalone.apiserver import meta, status
 
 if TYPE_CHECKING:
     from shorthorn.standalone.apiserver.kinds import KindSet
-    from shorthorn.standalone.apiserver.store import Row, Transaction
+    from shorthorn.standalone.apiserver.transactions import Row, Transaction
 
 FOREGROUND_FINALIZER = "foregroundDeletion"
-ORPHAN_FINALIZER = "orphan"
 #: Made at start and never deleted: those of a real API server, and the one whose objects stand for
 #: the data of every volume and image on this host. One word must not delete all of it.
 IMMORTAL_NAMESPACES = ("default", "kube-system", "longhorn-system")

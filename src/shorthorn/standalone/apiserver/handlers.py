@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from shorthorn.standalone.apiserver.kinds import Kind, KindSet
     from shorthorn.standalone.apiserver.rendering import Renderer
     from shorthorn.standalone.apiserver.requests import ResourcePath
-    from shorthorn.standalone.apiserver.store import Row, Store, Transaction
+    from shorthorn.standalone.apiserver.store import Store
+    from shorthorn.standalone.apiserver.transactions import Row, Transaction
     from shorthorn.standalone.apiserver.watch import WatchHub
 
     _Verb = Callable[[Kind, ResourcePath, Request, "Warnings"], Awaitable[Response]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shorthorn.standalone.apiserver.credentials import write_private
+from shorthorn.host.files import ensure_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,4 +41,4 @@ def write_kubeconfig(
         "preferences": {},
     }
     # JSON is YAML, and needs no emitter.
-    write_private(path, msgspec.json.format(msgspec.json.encode(config), indent=2).decode() + "\n")
+    ensure_file(path, msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")

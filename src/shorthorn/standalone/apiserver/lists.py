@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shorthorn.standalone.apiserver.rendering import Renderer
     from shorthorn.standalone.apiserver.requests import ListOptions
     from shorthorn.standalone.apiserver.selectors import Selection
-    from shorthorn.standalone.apiserver.store import Row, Snapshot
+    from shorthorn.standalone.apiserver.transactions import Row, Snapshot
 
 _MATCHES = ("", "NotOlderThan", "Exact")
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shorthorn.domain.names import OBJECT_NAME_LENGTH_MAX, SUBDOMAIN_FORM, is_object_name
 from shorthorn.standalone.apiserver.field_errors import (
     FieldError,
     invalid,
@@ -20,19 +21,16 @@ from shorthorn.standalone.apiserver.field_errors import (
     too_long,
 )
 
-NAME_LENGTH_MAX = 253
 LABEL_LENGTH_MAX = 63
 ANNOTATIONS_SIZE_MAX_BYTES = 256 * 1024
 
-_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _QUALIFIED_NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 
 _SUBDOMAIN_RULE = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or "
     "'.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used "
-    f"for validation is '{_SUBDOMAIN.pattern}')"
+    f"for validation is '{SUBDOMAIN_FORM.pattern}')"
 )
 _QUALIFIED_NAME_RULE = (
     "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end "
@@ -147,9 +145,9 @@ def _names(metadata: Mapping[str, Any], path: str) -> Iterator[FieldError]:
 
 
 def _subdomain(field: str, value: str) -> Iterator[FieldError]:
-    if len(value) > NAME_LENGTH_MAX:
-        yield invalid(field, value, f"must be no more than {NAME_LENGTH_MAX} bytes")
-    if not _SUBDOMAIN.fullmatch(value):
+    if len(value) > OBJECT_NAME_LENGTH_MAX:
+        yield invalid(field, value, f"must be no more than {OBJECT_NAME_LENGTH_MAX} bytes")
+    if not SUBDOMAIN_FORM.fullmatch(value):
         yield invalid(field, value, _SUBDOMAIN_RULE)
 
 
@@ -157,7 +155,7 @@ def _qualified_name(field: str, value: str) -> Iterator[FieldError]:
     prefix, slash, name = value.rpartition("/")
     if slash and not prefix:
         yield invalid(field, value, "prefix part must be non-empty")
-    elif slash and not (_SUBDOMAIN.fullmatch(prefix) and len(prefix) <= NAME_LENGTH_MAX):
+    elif slash and not is_object_name(prefix):
         yield invalid(field, value, f"prefix part {_SUBDOMAIN_RULE}")
     if not name:
         yield invalid(field, value, "name part must be non-empty")

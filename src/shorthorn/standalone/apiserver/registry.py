@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from shorthorn.domain.names import is_label
 from shorthorn.standalone.apiserver import admission, meta, status
 from shorthorn.standalone.apiserver.deletion import Deletion
 from shorthorn.standalone.apiserver.field_errors import (
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shorthorn.standalone.apiserver.kinds import Kind, KindSet
-    from shorthorn.standalone.apiserver.store import Row, Transaction
+    from shorthorn.standalone.apiserver.transactions import Row, Transaction
 
 NO_HOMES: Mapping[str, str] = MappingProxyType({})
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @dataclass(slots=True)
@@ -161,7 +161,7 @@ class Registry:
             )
         else:
             metadata["namespace"] = write.namespace
-        if write.kind.resource == "namespaces" and not _DNS_LABEL.fullmatch(write.name):
+        if write.kind.resource == "namespaces" and not is_label(write.name):
             detail = (
                 "a lowercase RFC 1123 label must consist of at most 63 lower case alphanumeric "
                 "characters or '-', and must start and end with an alphanumeric character"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from shorthorn.standalone.apiserver.credentials import Tls
     from shorthorn.standalone.apiserver.kinds import KindSet
-    from shorthorn.standalone.apiserver.store import Transaction
+    from shorthorn.standalone.apiserver.transactions import Transaction
 
 _log = logging.getLogger(__name__)
 

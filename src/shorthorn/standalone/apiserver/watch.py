@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shorthorn.standalone.apiserver.selectors import Selection
-    from shorthorn.standalone.apiserver.store import Change
+    from shorthorn.standalone.apiserver.transactions import Change
 
 #: Changes kept for resuming watches. Arbitrary: some seconds of a busy host, about 3 KiB each.
 HISTORY_MAX = 2000

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from shorthorn.standalone.apiserver.rendering import Renderer
     from shorthorn.standalone.apiserver.requests import ListOptions
-    from shorthorn.standalone.apiserver.store import Snapshot, Store
+    from shorthorn.standalone.apiserver.store import Store
+    from shorthorn.standalone.apiserver.transactions import Snapshot
     from shorthorn.standalone.apiserver.watch import WatchEvent, WatchHub
 
 #: How long a watch lives when the client does not say: as long as in a real API server, and

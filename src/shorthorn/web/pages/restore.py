@@ -7,7 +7,6 @@ Owns: the form with its checks, and the page that follows the claim. The objects
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
@@ -19,6 +18,7 @@ from shorthorn.domain.errors import DomainError, InvalidArgument, NotFound
 from shorthorn.domain.handles import SnapshotHandle
 from shorthorn.domain.image_bytes import CLONE_SOURCE
 from shorthorn.domain.models import BackingImage, SourceType
+from shorthorn.domain.names import is_object_name, problem_of_name
 from shorthorn.kube import user_api
 from shorthorn.kube.user_api import Refused
 from shorthorn.services.image_requests import VOLUME_NAME
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from shorthorn.web.site import Site
 
 _FIELDS: Final = ("name", "namespace", "size", "storage_class", "snapshot_class", "mode")
-_NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _MODES: Final = ("Filesystem", "Block")
 #: How the API server begins to say that there is no such namespace.
 _NO_NAMESPACE: Final = 'namespaces "'
@@ -109,7 +108,7 @@ async def follow(request: Request) -> Response:
         for key in ("image", "snapshot", "namespace", "name")
     }
     kind = "snapshot" if asked["snapshot"] else "image"
-    if not all(_NAME.fullmatch(asked[key]) for key in (kind, "namespace", "name")):
+    if not all(is_object_name(asked[key]) for key in (kind, "namespace", "name")):
         raise NotFound("claim", f"{asked['namespace']}/{asked['name']}")
     standing = await _standing(request, asked["namespace"], asked["name"])
     mark = f"{standing.state}.{_digest(standing.message)}"
@@ -165,8 +164,8 @@ def _objects(origin: Origin, values: Mapping[str, str], site: Site) -> tuple[dic
     """Return the three objects. Raises: InvalidArgument: a field cannot be so."""
     for field in ("name", "namespace", "storage_class", "snapshot_class"):
         is_left_out = field == "snapshot_class" and not values[field]
-        if not is_left_out and not _NAME.fullmatch(values[field]):
-            problem = "use lower-case letters, digits, '-' and '.'"
+        problem = "" if is_left_out else problem_of_name(values[field])
+        if problem:
             raise InvalidArgument(field.replace("_", " "), problem)
     if values["mode"] not in _MODES:
         raise InvalidArgument("mode", f"write one of {', '.join(_MODES)}")

@@ -1,7 +1,7 @@
 """One backing image in full: parameters, checksum, copies, what deleting it would do.
 
 Owns: what the detail page says, and which actions an image's state allows. Pure. Called by
-`pages.image` and `web.live`.
+`pages.image` and `web.feeds`.
 """
 
 from __future__ import annotations

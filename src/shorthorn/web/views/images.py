@@ -1,7 +1,7 @@
 """The list of backing images: from objects to rows, filtered, sorted, a page at a time.
 
 Owns: what a row says, the words for an image's state and source, and the order of rows. Pure.
-Called by `pages.images` and `web.live`.
+Called by `pages.images` and `web.feeds`.
 """
 
 from __future__ import annotations

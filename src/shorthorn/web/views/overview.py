@@ -1,7 +1,7 @@
 """The overview: room, what is shared, what moves, what went wrong.
 
 Owns: the sums over pools, images and volumes, and which errors are the last ones. Pure. Called by
-`pages.overview` and `web.live`.
+`pages.overview` and `web.feeds`.
 """
 
 from __future__ import annotations

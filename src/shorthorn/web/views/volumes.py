@@ -1,7 +1,7 @@
 """Volumes and snapshots: from objects to rows.
 
 Owns: what a row says, and in which words a volume's origin is told. Pure. Called by
-`pages.volumes` and `web.live`.
+`pages.volumes` and `web.feeds`.
 """
 
 from __future__ import annotations
