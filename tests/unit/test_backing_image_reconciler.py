@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.registries import MemoryRegistry
 
 from shorthorn.controllers.backing_images import BackingImageReconciler
+from shorthorn.domain.image_bytes import IMAGE_UUID
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageSpec,
@@ -321,3 +322,47 @@ async def test_an_image_that_no_pool_can_take_is_looked_at_less_often_the_longer
         clock=lambda: created_at + timedelta(seconds=waited_s),
     )
     assert await host.settle() == delay_s
+
+
+async def test_an_image_put_back_from_a_backup_without_its_status_keeps_its_copies(
+    host: Host,
+) -> None:
+    await host.create()
+    await host.settle()
+    await host.copy_becomes(state=CopyState.READY, size_bytes=7, checksum=CHECKSUM)
+    image, copies = await host.get(), await host.copies.list()
+    host.images, host.copies = MemoryRegistry(BackingImage), MemoryRegistry(ImageCopy)
+    host.restart()
+    # As `kubectl create` does: the API server takes no status from it.
+    await host.images.create(image)
+    await host.reconciler.reconcile(NAME)
+    for copy in copies:
+        await host.copies.create(copy)
+    await host.settle()
+    kept = await host.copies.list()
+    assert [(copy.spec, copy.meta.deleting) for copy in kept] == [(copies[0].spec, False)]
+    assert (await host.get()).status.uuid == image.status.uuid
+
+
+async def test_an_image_made_before_its_uuid_was_noted_gets_the_note_and_keeps_its_copies(
+    host: Host,
+) -> None:
+    await host.create()
+    await host.settle()
+    before = await host.get()
+    meta = dataclasses.replace(before.meta, annotations={})
+    await host.images.update(dataclasses.replace(before, meta=meta))
+    host.restart()
+    await host.settle()
+    image = await host.get()
+    assert image.meta.annotations[IMAGE_UUID] == image.status.uuid == before.status.uuid
+    assert len([copy for copy in await host.copies.list() if not copy.meta.deleting]) == 1
+
+
+@pytest.mark.parametrize("noted", ["", "../../x", "0" * 9, "ABCDEF01"])
+async def test_a_note_that_is_no_uuid_of_ours_is_replaced(host: Host, noted: str) -> None:
+    spec = BackingImageSpec("download", WEB)
+    await host.images.create(BackingImage(Meta(NAME, annotations={IMAGE_UUID: noted}), spec))
+    await host.settle()
+    image = await host.get()
+    assert image.meta.annotations[IMAGE_UUID] == image.status.uuid != noted

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from shorthorn.domain.copy_steps import (
 from shorthorn.domain.image_bytes import (
     CLONE_SOURCE,
     CLONE_UUID,
+    IMAGE_UUID,
     LENGTH_PARAMETER,
     RETRIED,
     RETRY_AT,
@@ -55,6 +57,7 @@ from shorthorn.domain.planning import DATA_FINALIZER, IMAGE_FINALIZER
 from shorthorn.domain.ports import Registry
 
 _UUID_BYTES = 4
+_UUID = re.compile(rf"[0-9a-f]{{{2 * _UUID_BYTES}}}")
 _ROOM_S = (5.0, 60.0)
 """How soon an image that no pool can take is looked at again, for room that was made: at first, and
 when it has waited for long. A thousand that wait cost a fifth of a processor at five seconds."""
@@ -149,17 +152,29 @@ class BackingImageReconciler:
         )
         if image.meta.deleting:
             return await self._delete(image, copies)
-        strays = [copy for copy in copies if copy.spec.image_uuid != image.status.uuid]
+        uuid = image.status.uuid or _noted_uuid(image)
+        strays = [copy for copy in copies if copy.spec.image_uuid != uuid]
         if strays:
             # Left by an image of this name whose finalizer somebody took away: not this one's data.
             return await self._delete(image, strays)
         if IMAGE_FINALIZER not in image.meta.finalizers:
             await hold(self._images, image, IMAGE_FINALIZER)
             return 0
+        if not _noted_uuid(image):
+            await self._note_uuid(image)
+            return 0
         if not image.status.uuid:
-            await self._report(image, BackingImageStatus(uuid=secrets.token_hex(_UUID_BYTES)))
+            await self._report(image, BackingImageStatus(uuid=uuid))
             return 0
         return await self._keep(image, copies)
+
+    async def _note_uuid(self, image: BackingImage) -> None:
+        """Write the image's UUID where it outlives the loss of its status; give it one first."""
+        uuid = image.status.uuid or secrets.token_hex(_UUID_BYTES)
+        meta = dataclasses.replace(
+            image.meta, annotations={**image.meta.annotations, IMAGE_UUID: uuid}
+        )
+        await self._images.update(dataclasses.replace(image, meta=meta))
 
     async def _delete(self, image: BackingImage, copies: Sequence[ImageCopy]) -> float | None:
         for copy in copies:
@@ -289,6 +304,12 @@ class BackingImageReconciler:
                 with contextlib.suppress(errors.NotFound):
                     await self._copies.update(dataclasses.replace(known, meta=meta))
             self._has_adopted = True
+
+
+def _noted_uuid(image: BackingImage) -> str:
+    """Return the UUID that the image's annotation gives, empty where it gives none of ours."""
+    noted = image.meta.annotations.get(IMAGE_UUID, "")
+    return noted if _UUID.fullmatch(noted) else ""
 
 
 def _told(image: BackingImage, steps: Sequence[CopyStep], now: datetime) -> BackingImageStatus:

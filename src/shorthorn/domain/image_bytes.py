@@ -31,6 +31,13 @@ CLONE_SOURCE: Final = "backing-image"
 CLONE_UUID: Final = "uuid"
 """Source parameter of a clone's first copy: which image of that name it was."""
 
+IMAGE_UUID: Final = "shorthorn.io/image-uuid"
+"""Annotation of a BackingImage: its status.uuid, by which its copies and their data are known.
+
+Who puts objects back from a backup loses every status. Without this, copies of a restored image
+would be taken for those of a predecessor, and their data be removed.
+"""
+
 RETRY_AT: Final = "shorthorn.io/retry-at"
 """Annotation of a BackingImage (RFC 3339): failed copies are made anew, once for each new value."""
 
