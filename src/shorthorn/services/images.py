@@ -18,6 +18,7 @@ from shorthorn.domain.errors import (
     AlreadyExists,
     Conflict,
     ImageFailed,
+    ImageMismatch,
     InvalidArgument,
     NotFound,
     OperationPending,
@@ -154,13 +155,15 @@ class ImageService:
         """Return the image of that name, in whatever state."""
         return await self._images.find(name)
 
-    async def delete(self, name: str, *, timeout_s: float) -> None:
+    async def delete(self, name: str, meant: ImageRequest | None, *, timeout_s: float) -> None:
         """Make the image absent; missing is success. Volumes made from it stay.
 
+        Args: meant: what the caller says of the image. One that is something else stays: it is
+            somebody else's, whose handle has never been good for it.
         Raises: OperationPending: a volume is being made from it. StillWorking.
         """
         image = await self._images.find(name)
-        if image is None:
+        if image is None or (meant is not None and _differs(image, meant)):
             return
         # The cache will do: a volume that it does not show yet fails cleanly, its source missing.
         for volume in self._volumes.cached():
@@ -423,6 +426,14 @@ def _check_same_export(image: BackingImage, request: ImageRequest) -> None:
     for key, value in request.parameters.items():
         if stored.get(key) != value:
             raise AlreadyExists("snapshot", image.meta.name, f"its {key} is {stored.get(key)}")
+
+
+def _differs(image: BackingImage, request: ImageRequest) -> bool:
+    try:
+        check_matches(image, request)
+    except ImageMismatch:
+        return True
+    return False
 
 
 def _can_be_replaced(image: BackingImage) -> bool:
