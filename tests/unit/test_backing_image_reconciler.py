@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from tests.fakes.registries import MemoryRegistry
 
 from shorthorn.controllers.backing_images import BackingImageReconciler
-from shorthorn.domain.image_bytes import IMAGE_UUID
+from shorthorn.domain.errors import Unavailable
+from shorthorn.domain.image_bytes import IMAGE_UUID, VERIFY_AT
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageSpec,
@@ -34,6 +36,7 @@ POOL = "11111111-0000-4000-8000-000000000000"
 NAME = "golden"
 COPY = copy_name(NAME, POOL)
 CHECKSUM = "c" * 128
+STRAY = ImageCopySpec(NAME, "0" * 8, "node-a", POOL, "download")
 WEB = {"url": "http://images.test/disk.qcow2"}
 
 
@@ -366,3 +369,39 @@ async def test_a_note_that_is_no_uuid_of_ours_is_replaced(host: Host, noted: str
     await host.settle()
     image = await host.get()
     assert image.meta.annotations[IMAGE_UUID] == image.status.uuid != noted
+
+
+async def test_a_verification_is_handed_on_by_who_may_only_list_copies(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.create()
+    await host.settle()
+    await host.copy_becomes(state=CopyState.READY, size_bytes=7, checksum=CHECKSUM)
+    image = await host.get()
+    asked = {**image.meta.annotations, VERIFY_AT: "2026-01-01T00:00:00Z"}
+    meta = dataclasses.replace(image.meta, annotations=asked)
+    await host.images.update(dataclasses.replace(image, meta=meta))
+
+    async def forbidden(name: str) -> None:
+        raise Unavailable("API server", "imagecopies is forbidden: cannot get resource")
+
+    monkeypatch.setattr(host.copies, "find", forbidden)
+    await host.settle()
+    (copy,) = host.copies.cached()
+    assert copy.meta.annotations[VERIFY_AT] == "2026-01-01T00:00:00Z"
+
+
+async def test_a_copy_made_anew_since_it_was_judged_stays(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.create()
+    await host.settle()
+    (old,) = await host.copies.list()
+    meta = dataclasses.replace(old.meta, finalizers=())
+    await host.copies.update(dataclasses.replace(old, meta=meta))
+    await host.copies.delete(old.meta.name)
+    await host.copies.create(old)
+    listed = asyncio.sleep(0, [dataclasses.replace(old, spec=STRAY)])
+    monkeypatch.setattr(host.copies, "list", lambda **_: listed)
+    await host.reconciler.reconcile(NAME)
+    assert [copy.meta.deleting for copy in host.copies.cached()] == [False]
