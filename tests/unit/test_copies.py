@@ -606,3 +606,19 @@ def test_a_failed_copy_is_made_anew_once_for_each_value():
     assert plan_copies(wanted, [again], pools, [], NOW) == (NoteRetry("t1"),)
     noted = annotated(image(), retry_at="t1", retried="t1")
     assert plan_copies(noted, [again], pools, [], NOW) == ()
+
+
+def test_an_export_whose_moment_was_told_is_not_made_anew_of_another():
+    """Its VolumeSnapshot tells a creation time; what the volume holds now is something else."""
+    pools, source = [pool("a")], volume("a", name="pvc-1", source="")
+    export = image(source="export-from-volume", parameters={"volume-name": "pvc-1"})
+    failed = copy("a", CopyState.FAILED, source="export-from-volume")
+    wanted = annotated(export, retry_at="t1")
+    told = annotated(export, retry_at="t1", point_in_time_promised="true")
+    assert plan_copies(wanted, [failed], pools, [source], NOW) == (
+        RemoveCopy("i-a", "it is made anew"),
+    )
+    assert plan_copies(told, [failed], pools, [source], NOW)[0] == NoteRetry("t1")
+    for copies in ([failed], []):
+        steps = plan_copies(told, copies, pools, [source], NOW)
+        assert not any(isinstance(step, CreateCopy | RemoveCopy) for step in steps)

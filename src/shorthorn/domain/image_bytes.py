@@ -38,6 +38,11 @@ Who puts objects back from a backup loses every status. Without this, copies of 
 would be taken for those of a predecessor, and their data be removed.
 """
 
+PROMISED: Final = "shorthorn.io/point-in-time-promised"
+"""Annotation of an export of which CreateSnapshot has answered the point in time before it was
+ready. If it fails, it stays so: made anew, it would hold another moment's data.
+"""
+
 RETRY_AT: Final = "shorthorn.io/retry-at"
 """Annotation of a BackingImage (RFC 3339): failed copies are made anew, once for each new value."""
 

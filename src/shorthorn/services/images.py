@@ -11,7 +11,7 @@ import contextlib
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from shorthorn.domain.copy_scene import was_ready
 from shorthorn.domain.errors import (
@@ -25,6 +25,7 @@ from shorthorn.domain.errors import (
     StillWorking,
 )
 from shorthorn.domain.handles import BackingImageHandle
+from shorthorn.domain.image_bytes import PROMISED
 from shorthorn.domain.image_status import ENOUGH
 from shorthorn.domain.models import (
     BackingImage,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from shorthorn.domain.ports import ClaimDirectory, Registry
     from shorthorn.kit.keyed import KeyedOperations
 
-#: On an image of which CreateSnapshot has answered the point in time while it was not ready.
-PROMISED: Final = "shorthorn.io/point-in-time-promised"
 _UPDATE_ATTEMPTS = 10
 #: The name that external-snapshotter gives, which its image keeps: `snapshot-` and a UID.
 _OF_A_SNAPSHOT = re.compile(r"snapshot-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
