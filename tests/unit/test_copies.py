@@ -622,3 +622,14 @@ def test_an_export_whose_moment_was_told_is_not_made_anew_of_another():
     for copies in ([failed], []):
         steps = plan_copies(told, copies, pools, [source], NOW)
         assert not any(isinstance(step, CreateCopy | RemoveCopy) for step in steps)
+
+
+def test_a_copy_that_fails_on_a_node_whose_clock_is_slow_is_not_made_anew_without_a_pause():
+    pools = [pool("a"), pool("b")]
+    failed = copy("b", CopyState.FAILED, since=NOW - HOUR, reason="NoSpace")
+    failed = dataclasses.replace(failed, meta=dataclasses.replace(failed.meta, created_at=NOW))
+    copies = [copy("a"), failed]
+    steps = plan(image(2), copies, pools, now=NOW + timedelta(seconds=1))
+    assert [step.until for step in steps if isinstance(step, Wait)] == [NOW + RECOVERY_WAIT]
+    assert not any(isinstance(step, RemoveCopy) for step in steps)
+    assert RemoveCopy("i-b", "it failed") in plan(image(2), copies, pools, now=NOW + RECOVERY_WAIT)

@@ -280,7 +280,10 @@ def _why_nowhere(scene: Scene) -> str:
 def _removals(scene: Scene) -> list[CopyStep]:
     steps: list[CopyStep] = []
     for copy in scene.failed:
-        until = (copy.status.changed_at or scene.now) + RECOVERY_WAIT
+        # By the node's clock, which may be slow: then by when the API server was asked for the copy,
+        # or it would be made anew without a pause.
+        failed_at = copy.status.changed_at or scene.now
+        until = max(failed_at, copy.meta.created_at or failed_at) + RECOVERY_WAIT
         if until <= scene.now or scene.is_evicted(copy.spec.pool_uuid):
             steps.append(RemoveCopy(copy.meta.name, "it failed"))
         else:
