@@ -280,8 +280,8 @@ def _why_nowhere(scene: Scene) -> str:
 def _removals(scene: Scene) -> list[CopyStep]:
     steps: list[CopyStep] = []
     for copy in scene.failed:
-        # By the node's clock, which may be slow: then by when the API server was asked for the copy,
-        # or it would be made anew without a pause.
+        # By the node's clock, which may be slow: then by when the API server got the copy, or it
+        # would be made anew without a pause.
         failed_at = copy.status.changed_at or scene.now
         until = max(failed_at, copy.meta.created_at or failed_at) + RECOVERY_WAIT
         if until <= scene.now or scene.is_evicted(copy.spec.pool_uuid):
