@@ -15,7 +15,14 @@ from tests.fakes.csi_calls import GIB, CallFailed
 from shorthorn.controllers.finalizers import release
 from shorthorn.controllers.ownerless import find_ownerless
 from shorthorn.domain.errors import ChecksumMismatch, NoSpace, Unavailable
-from shorthorn.domain.models import DiskFileSpec, ImageFormat, ImageKey, ImageRecord, VolumeState
+from shorthorn.domain.models import (
+    DiskFileSpec,
+    ImageFormat,
+    ImageKey,
+    ImageRecord,
+    VolumeSource,
+    VolumeState,
+)
 from shorthorn.domain.names import clone_source_name
 
 if TYPE_CHECKING:
@@ -522,3 +529,15 @@ async def test_a_volume_begun_on_a_node_that_is_gone_for_good_is_made_elsewhere(
     call.deadline_s = None
     made = await call.create_volume("pvc-1", requisite=["node-b"])
     assert made.accessible_topology[0].segments["topology.shorthorn.io/node"] == "node-b"
+
+
+async def test_a_clone_is_not_made_of_what_a_returned_node_holds_under_the_sources_name(
+    three: Cluster,
+) -> None:
+    await source_on_a(three)
+    # Begun here before, and given up with the node: no object names it.
+    b = three.nodes["b"]
+    stale = await b.engine.create_volume("pvc-0", GIB, VolumeSource())
+    b.engine.contents[stale.path] = "stale"
+    await three.call.create_volume("pvc-1", volume_id="pvc-0", requisite=["node-b"])
+    assert b.content_of("pvc-1") == "before"
