@@ -130,6 +130,23 @@ async def test_the_picture_follows_what_others_do(client: AsyncClient) -> None:
         await shows(registry, "late")
 
 
+async def test_a_deletion_by_uid_spares_what_was_made_under_the_name_meanwhile(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = KubeRegistry(client, SNAPSHOT, namespace=NAMESPACE)
+    old = await registry.create(named("golden"))
+    await registry.delete("golden", uid=old.meta.uid)
+    new = await registry.create(named("golden"))
+    # Who looks first sees what was there a moment ago.
+    monkeypatch.setattr(registry, "find", lambda name: asyncio.sleep(0, old))
+    await registry.delete("golden", uid=old.meta.uid)
+    monkeypatch.undo()
+    assert await registry.find("golden") == new
+    await registry.delete("golden", uid=new.meta.uid)
+    assert await registry.find("golden") is None
+    await registry.delete("golden", uid=new.meta.uid)
+
+
 async def test_only_what_carries_the_labels_is_watched_and_all_can_be_listed(
     client: AsyncClient,
 ) -> None:

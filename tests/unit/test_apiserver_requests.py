@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,25 @@ def test_yaml_that_is_no_object_is_a_bad_request(body: bytes):
     with pytest.raises(StatusError) as caught:
         decode_object(body, "application/yaml")
     assert caught.value.code == 400
+
+
+LAUGHS = b"a: &a [x]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (n, n, b"*%c," % (n - 1) * 9) for n in b"bcdefghij"
+)
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 200_000, b"a: " + b"{a: " * 200_000, b"- " * 200_000, LAUGHS]
+)
+def test_yaml_that_would_cost_more_than_its_length_is_a_bad_request(body: bytes):
+    """Nesting ends a process that builds it by libyaml; aliases cost memory without end."""
+    reader = "import sys; from shorthorn.standalone.apiserver.negotiation import decode_object as d"
+    code = f"{reader}; d(sys.stdin.buffer.read(), 'application/yaml')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=body, capture_output=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert b"StatusError" in done.stderr
 
 
 @pytest.mark.parametrize(

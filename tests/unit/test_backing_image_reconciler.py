@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from tests.fakes.registries import MemoryRegistry
 
 from shorthorn.controllers.backing_images import BackingImageReconciler
+from shorthorn.domain.errors import Unavailable
+from shorthorn.domain.image_bytes import IMAGE_UUID, VERIFY_AT
 from shorthorn.domain.models import (
     BackingImage,
     BackingImageSpec,
@@ -33,6 +36,7 @@ POOL = "11111111-0000-4000-8000-000000000000"
 NAME = "golden"
 COPY = copy_name(NAME, POOL)
 CHECKSUM = "c" * 128
+STRAY = ImageCopySpec(NAME, "0" * 8, "node-a", POOL, "download")
 WEB = {"url": "http://images.test/disk.qcow2"}
 
 
@@ -321,3 +325,83 @@ async def test_an_image_that_no_pool_can_take_is_looked_at_less_often_the_longer
         clock=lambda: created_at + timedelta(seconds=waited_s),
     )
     assert await host.settle() == delay_s
+
+
+async def test_an_image_put_back_from_a_backup_without_its_status_keeps_its_copies(
+    host: Host,
+) -> None:
+    await host.create()
+    await host.settle()
+    await host.copy_becomes(state=CopyState.READY, size_bytes=7, checksum=CHECKSUM)
+    image, copies = await host.get(), await host.copies.list()
+    host.images, host.copies = MemoryRegistry(BackingImage), MemoryRegistry(ImageCopy)
+    host.restart()
+    # As `kubectl create` does: the API server takes no status from it.
+    await host.images.create(image)
+    await host.reconciler.reconcile(NAME)
+    for copy in copies:
+        await host.copies.create(copy)
+    await host.settle()
+    kept = await host.copies.list()
+    assert [(copy.spec, copy.meta.deleting) for copy in kept] == [(copies[0].spec, False)]
+    assert (await host.get()).status.uuid == image.status.uuid
+
+
+async def test_an_image_made_before_its_uuid_was_noted_gets_the_note_and_keeps_its_copies(
+    host: Host,
+) -> None:
+    await host.create()
+    await host.settle()
+    before = await host.get()
+    meta = dataclasses.replace(before.meta, annotations={})
+    await host.images.update(dataclasses.replace(before, meta=meta))
+    host.restart()
+    await host.settle()
+    image = await host.get()
+    assert image.meta.annotations[IMAGE_UUID] == image.status.uuid == before.status.uuid
+    assert len([copy for copy in await host.copies.list() if not copy.meta.deleting]) == 1
+
+
+@pytest.mark.parametrize("noted", ["", "../../x", "0" * 9, "ABCDEF01"])
+async def test_a_note_that_is_no_uuid_of_ours_is_replaced(host: Host, noted: str) -> None:
+    spec = BackingImageSpec("download", WEB)
+    await host.images.create(BackingImage(Meta(NAME, annotations={IMAGE_UUID: noted}), spec))
+    await host.settle()
+    image = await host.get()
+    assert image.meta.annotations[IMAGE_UUID] == image.status.uuid != noted
+
+
+async def test_a_verification_is_handed_on_by_who_may_only_list_copies(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.create()
+    await host.settle()
+    await host.copy_becomes(state=CopyState.READY, size_bytes=7, checksum=CHECKSUM)
+    image = await host.get()
+    asked = {**image.meta.annotations, VERIFY_AT: "2026-01-01T00:00:00Z"}
+    meta = dataclasses.replace(image.meta, annotations=asked)
+    await host.images.update(dataclasses.replace(image, meta=meta))
+
+    async def forbidden(name: str) -> None:
+        raise Unavailable("API server", "imagecopies is forbidden: cannot get resource")
+
+    monkeypatch.setattr(host.copies, "find", forbidden)
+    await host.settle()
+    (copy,) = host.copies.cached()
+    assert copy.meta.annotations[VERIFY_AT] == "2026-01-01T00:00:00Z"
+
+
+async def test_a_copy_made_anew_since_it_was_judged_stays(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.create()
+    await host.settle()
+    (old,) = await host.copies.list()
+    meta = dataclasses.replace(old.meta, finalizers=())
+    await host.copies.update(dataclasses.replace(old, meta=meta))
+    await host.copies.delete(old.meta.name)
+    await host.copies.create(old)
+    listed = asyncio.sleep(0, [dataclasses.replace(old, spec=STRAY)])
+    monkeypatch.setattr(host.copies, "list", lambda **_: listed)
+    await host.reconciler.reconcile(NAME)
+    assert [copy.meta.deleting for copy in host.copies.cached()] == [False]

@@ -12,9 +12,17 @@ from grpc import StatusCode
 from tests.fakes.cluster import Cluster, cluster
 from tests.fakes.csi_calls import GIB, CallFailed
 
+from shorthorn.controllers.finalizers import release
 from shorthorn.controllers.ownerless import find_ownerless
 from shorthorn.domain.errors import ChecksumMismatch, NoSpace, Unavailable
-from shorthorn.domain.models import DiskFileSpec, ImageFormat, ImageKey, ImageRecord, VolumeState
+from shorthorn.domain.models import (
+    DiskFileSpec,
+    ImageFormat,
+    ImageKey,
+    ImageRecord,
+    VolumeSource,
+    VolumeState,
+)
 from shorthorn.domain.names import clone_source_name
 
 if TYPE_CHECKING:
@@ -495,3 +503,41 @@ async def test_nodes_that_give_nothing_to_peers_keep_their_volumes() -> None:
         await made.call.create_volume("pvc-1", handle=handle)
         refused = made.call.create_volume("pvc-2", handle=handle, requisite=["node-b"])
         assert await code_of(refused) is StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_volume_begun_on_a_node_that_is_gone_for_good_is_made_elsewhere(
+    three: Cluster,
+) -> None:
+    a, call = three.nodes["a"], three.call
+    await a.process.end()
+    call.deadline_s = 0.3
+    with pytest.raises(CallFailed) as begun:
+        await call.create_volume("pvc-1", requisite=["node-a"])
+    assert begun.value.code is StatusCode.ABORTED
+    await a.says(is_there=False)
+    with pytest.raises(CallFailed) as silent:  # it may come back
+        await call.create_volume("pvc-1", requisite=["node-a"])
+    assert silent.value.code is StatusCode.ABORTED
+    assert not three.volumes.cached()[0].meta.deleting
+    await three.pools.delete(a.uuid)
+    with pytest.raises(CallFailed, match="gone") as gone:
+        await call.create_volume("pvc-1", requisite=["node-b"])
+    assert gone.value.code is StatusCode.ABORTED
+    (left,) = three.volumes.cached()
+    assert left.meta.deleting
+    await release(three.volumes, left)  # as controllers.lost_nodes does after a minute
+    call.deadline_s = None
+    made = await call.create_volume("pvc-1", requisite=["node-b"])
+    assert made.accessible_topology[0].segments["topology.shorthorn.io/node"] == "node-b"
+
+
+async def test_a_clone_is_not_made_of_what_a_returned_node_holds_under_the_sources_name(
+    three: Cluster,
+) -> None:
+    await source_on_a(three)
+    # Begun here before, and given up with the node: no object names it.
+    b = three.nodes["b"]
+    stale = await b.engine.create_volume("pvc-0", GIB, VolumeSource())
+    b.engine.contents[stale.path] = "stale"
+    await three.call.create_volume("pvc-1", volume_id="pvc-0", requisite=["node-b"])
+    assert b.content_of("pvc-1") == "before"

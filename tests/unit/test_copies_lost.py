@@ -1,5 +1,8 @@
 """Copies that fail, images of which nothing is left: what is made anew, when, and what is not."""
 
+import dataclasses
+from datetime import timedelta
+
 import pytest
 from tests.fakes.copy_scenes import (
     GIB,
@@ -14,11 +17,12 @@ from tests.fakes.copy_scenes import (
     pool,
     removed,
     seen,
+    volume,
     waits,
 )
 
 from shorthorn.domain.copies import RECOVERY_WAIT, plan_copies
-from shorthorn.domain.copy_steps import CreateCopy, NoteRetry, Refuse, RemoveCopy
+from shorthorn.domain.copy_steps import CreateCopy, NoteRetry, Refuse, RemoveCopy, Wait
 from shorthorn.domain.models import CopyState, SourceType
 
 
@@ -95,3 +99,30 @@ def test_a_failed_copy_is_made_anew_once_for_each_value():
     assert plan_copies(wanted, [again], pools, [], NOW) == (NoteRetry("t1"),)
     noted = annotated(image(), retry_at="t1", retried="t1")
     assert plan_copies(noted, [again], pools, [], NOW) == ()
+
+
+def test_an_export_whose_moment_was_told_is_not_made_anew_of_another():
+    """Its VolumeSnapshot tells a creation time; what the volume holds now is something else."""
+    pools, source = [pool("a")], volume("a", name="pvc-1", source="")
+    export = image(source="export-from-volume", parameters={"volume-name": "pvc-1"})
+    failed = copy("a", CopyState.FAILED, source="export-from-volume")
+    wanted = annotated(export, retry_at="t1")
+    told = annotated(export, retry_at="t1", point_in_time_promised="true")
+    assert plan_copies(wanted, [failed], pools, [source], NOW) == (
+        RemoveCopy("i-a", "it is made anew"),
+    )
+    assert plan_copies(told, [failed], pools, [source], NOW)[0] == NoteRetry("t1")
+    for copies in ([failed], []):
+        steps = plan_copies(told, copies, pools, [source], NOW)
+        assert not any(isinstance(step, CreateCopy | RemoveCopy) for step in steps)
+
+
+def test_a_copy_that_fails_on_a_node_whose_clock_is_slow_is_not_made_anew_without_a_pause():
+    pools = [pool("a"), pool("b")]
+    failed = copy("b", CopyState.FAILED, since=NOW - HOUR, reason="NoSpace")
+    failed = dataclasses.replace(failed, meta=dataclasses.replace(failed.meta, created_at=NOW))
+    copies = [copy("a"), failed]
+    steps = plan(image(2), copies, pools, now=NOW + timedelta(seconds=1))
+    assert [step.until for step in steps if isinstance(step, Wait)] == [NOW + RECOVERY_WAIT]
+    assert not any(isinstance(step, RemoveCopy) for step in steps)
+    assert RemoveCopy("i-b", "it failed") in plan(image(2), copies, pools, now=NOW + RECOVERY_WAIT)

@@ -62,12 +62,14 @@ def blind(registry: MemoryRegistry[Any], *, looks: int | None = None) -> None:
     registry.find, registry.create = blinded, seeing  # type: ignore[method-assign]
 
 
-def conflicting(registry: MemoryRegistry[Any], times: int) -> None:
-    """Let the next updates meet somebody else's."""
+def conflicting(
+    registry: MemoryRegistry[Any], times: int, *, of: Callable[[Any], bool] = lambda obj: True
+) -> None:
+    """Let the next updates of such objects meet somebody else's."""
     original, left = registry.update, [times]
 
     async def update(obj: Any) -> Any:
-        if left[0]:
+        if left[0] and of(obj):
             left[0] -= 1
             raise Conflict("object", obj.meta.name)
         return await original(obj)
@@ -129,7 +131,7 @@ async def test_an_update_that_meets_anothers_is_made_again(host: World, call: Ca
 async def test_a_promise_is_recorded_before_it_is_given(host: World, call: Caller) -> None:
     host.engine.gates["finish_export"] = asyncio.Event()
     call.deadline_s = 0.5
-    conflicting(host.images, 10)
+    conflicting(host.images, 10, of=lambda image: image.status.point_in_time is not None)
     answers = [
         await code_of(call.create_snapshot("snapshot-1", "pvc-1", type="bi")),
         (await call.create_snapshot("snapshot-1", "pvc-1", type="bi")).ready_to_use,

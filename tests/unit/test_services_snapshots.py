@@ -372,6 +372,20 @@ async def test_deleting_an_image_stops_its_download(host: World, call: Caller) -
     assert host.copies.cached() == []
 
 
+async def test_a_handle_that_describes_another_image_of_that_name_deletes_nothing(
+    host: World, call: Caller
+) -> None:
+    await call.create_volume("pvc-2", handle=download())
+    others = [download(file="b.qcow2"), download(checksum="a" * 128), export_of("pvc-1", "golden")]
+    for handle in others:
+        await refused(call("GetSnapshot", csi_pb2.GetSnapshotRequest(snapshot_id=handle)))
+        await call.delete_snapshot(handle)
+    (image,) = host.images.cached()
+    assert not image.meta.deleting
+    await call.delete_snapshot(download())
+    assert host.images.cached() == []
+
+
 async def test_an_image_is_not_deleted_while_a_volume_is_made_from_it(
     host: World, call: Caller
 ) -> None:

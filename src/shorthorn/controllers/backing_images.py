@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from shorthorn.domain.copy_steps import (
 from shorthorn.domain.image_bytes import (
     CLONE_SOURCE,
     CLONE_UUID,
+    IMAGE_UUID,
     LENGTH_PARAMETER,
     RETRIED,
     RETRY_AT,
@@ -55,6 +57,7 @@ from shorthorn.domain.planning import DATA_FINALIZER, IMAGE_FINALIZER
 from shorthorn.domain.ports import Registry
 
 _UUID_BYTES = 4
+_UUID = re.compile(rf"[0-9a-f]{{{2 * _UUID_BYTES}}}")
 _ROOM_S = (5.0, 60.0)
 """How soon an image that no pool can take is looked at again, for room that was made: at first, and
 when it has waited for long. A thousand that wait cost a fifth of a processor at five seconds."""
@@ -149,21 +152,33 @@ class BackingImageReconciler:
         )
         if image.meta.deleting:
             return await self._delete(image, copies)
-        strays = [copy for copy in copies if copy.spec.image_uuid != image.status.uuid]
+        uuid = image.status.uuid or _noted_uuid(image)
+        strays = [copy for copy in copies if copy.spec.image_uuid != uuid]
         if strays:
             # Left by an image of this name whose finalizer somebody took away: not this one's data.
             return await self._delete(image, strays)
         if IMAGE_FINALIZER not in image.meta.finalizers:
             await hold(self._images, image, IMAGE_FINALIZER)
             return 0
+        if not _noted_uuid(image):
+            await self._note_uuid(image)
+            return 0
         if not image.status.uuid:
-            await self._report(image, BackingImageStatus(uuid=secrets.token_hex(_UUID_BYTES)))
+            await self._report(image, BackingImageStatus(uuid=uuid))
             return 0
         return await self._keep(image, copies)
 
+    async def _note_uuid(self, image: BackingImage) -> None:
+        """Write the image's UUID where it outlives the loss of its status; give it one first."""
+        uuid = image.status.uuid or secrets.token_hex(_UUID_BYTES)
+        meta = dataclasses.replace(
+            image.meta, annotations={**image.meta.annotations, IMAGE_UUID: uuid}
+        )
+        await self._images.update(dataclasses.replace(image, meta=meta))
+
     async def _delete(self, image: BackingImage, copies: Sequence[ImageCopy]) -> float | None:
         for copy in copies:
-            await self._copies.delete(copy.meta.name)
+            await self._copies.delete(copy.meta.name, uid=copy.meta.uid)
         if not copies and IMAGE_FINALIZER in image.meta.finalizers:
             self._forget(image.meta.name)
             await release(self._images, image, IMAGE_FINALIZER)
@@ -184,7 +199,7 @@ class BackingImageReconciler:
         image = await self._report(image, _told(seen, steps, now))
         self._remember(image, steps)
         for step in steps:
-            image = await self._take(image, step, origin)
+            image = await self._take(image, step, copies, origin)
         await self._hand_on(image, copies)
         return _delay_s(image, copies, steps, now)
 
@@ -195,12 +210,12 @@ class BackingImageReconciler:
             is_ready = copy.status.state is CopyState.READY and not copy.meta.deleting
             if not value or not is_ready or copy.meta.annotations.get(VERIFY_AT) == value:
                 continue
-            # Read again: a plan that was just carried out may have removed it.
-            found = await self._copies.find(copy.meta.name)
-            if found is not None and not found.meta.deleting:
-                asked = {**found.meta.annotations, VERIFY_AT: value}
-                meta = dataclasses.replace(found.meta, annotations=asked)
-                await self._copies.update(dataclasses.replace(found, meta=meta))
+            # A copy that the plan has just removed is a conflict, and is looked at again.
+            meta = dataclasses.replace(
+                copy.meta, annotations={**copy.meta.annotations, VERIFY_AT: value}
+            )
+            with contextlib.suppress(errors.NotFound):
+                await self._copies.update(dataclasses.replace(copy, meta=meta))
 
     async def _find_origin(self, image: BackingImage, copies: Sequence[ImageCopy]) -> Origin | None:
         """Return what a clone that is not made yet is made of; None where there is nothing.
@@ -223,13 +238,19 @@ class BackingImageReconciler:
         return Origin(origin, there)
 
     async def _take(
-        self, image: BackingImage, step: CopyStep, origin: Origin | None
+        self,
+        image: BackingImage,
+        step: CopyStep,
+        copies: Sequence[ImageCopy],
+        origin: Origin | None,
     ) -> BackingImage:
         match step:
             case CreateCopy(pool, source_type):
                 await self._copies.create(_copy_of(image, pool, source_type, origin))
             case RemoveCopy(name):
-                await self._copies.delete(name)
+                # The one that was judged: who led before us may have been slow to notice that.
+                judged = next(copy for copy in copies if copy.meta.name == name)
+                await self._copies.delete(name, uid=judged.meta.uid)
             case DropWish(pool_uuid):
                 left = {u: e for u, e in image.spec.disk_file_spec.items() if u != pool_uuid}
                 spec = dataclasses.replace(image.spec, disk_file_spec=left)
@@ -289,6 +310,12 @@ class BackingImageReconciler:
                 with contextlib.suppress(errors.NotFound):
                     await self._copies.update(dataclasses.replace(known, meta=meta))
             self._has_adopted = True
+
+
+def _noted_uuid(image: BackingImage) -> str:
+    """Return the UUID that the image's annotation gives, empty where it gives none of ours."""
+    noted = image.meta.annotations.get(IMAGE_UUID, "")
+    return noted if _UUID.fullmatch(noted) else ""
 
 
 def _told(image: BackingImage, steps: Sequence[CopyStep], now: datetime) -> BackingImageStatus:

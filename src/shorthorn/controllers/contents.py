@@ -165,13 +165,22 @@ class ContentFetcher:
                 return None
             snapshot = await self._snapshots.find(source.snapshot)
         else:
-            if await self._engine.find_volume(source.volume) is not None:
+            if await self._is_here(source.volume):
                 return None
             snapshot = await self._snapshots.find(clone_source_name(volume.meta.name))
         if snapshot is None:
             kind = "snapshot" if source.snapshot else "volume"
             raise errors.NotFound(kind, source.snapshot or source.volume)
         return None if snapshot.spec.pool_uuid == own else snapshot
+
+    async def _is_here(self, source: str) -> bool:
+        """Whether a volume is in this pool. What its object says comes first: a node that came back
+        may hold old data of that name, which nothing names any more.
+        """
+        if await self._engine.find_volume(source) is None:
+            return False
+        named = await self._volumes.find(source)
+        return named is None or named.spec.pool_uuid == self._engine.pool_uuid
 
     def _start(self, volume: Volume, snapshot: Snapshot) -> Content:
         name = volume.meta.name

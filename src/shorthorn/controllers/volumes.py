@@ -114,7 +114,10 @@ class VolumeReconciler:
                 record = await self._engine.create_volume(
                     volume.meta.name, spec.capacity_bytes, spec.source, content=content
                 )
-            if record.capacity_bytes < spec.capacity_bytes:
+            is_grown = record.capacity_bytes >= spec.capacity_bytes
+            if not is_grown or 0 < volume.status.capacity_bytes < spec.capacity_bytes:
+                # Also where the record says it and the status does not: who grew it may have died
+                # before its device, of which users would then see the old size.
                 record = await self._engine.expand_volume(volume.meta.name, spec.capacity_bytes)
         if self._contents is not None and volume.status.state is not VolumeState.READY:
             await self._contents.remove(volume)

@@ -40,6 +40,7 @@ from shorthorn.domain.copy_steps import (
     Wait,
 )
 from shorthorn.domain.image_bytes import (
+    PROMISED,
     RETRIED,
     RETRY_AT,
     UPLOAD_LENGTH,
@@ -126,19 +127,30 @@ def _retry(scene: Scene, value: str) -> tuple[CopyStep, ...]:
     New copies carry the value; so whichever step the controller dies at, the next one does not take
     the outcome of this try for that of the last.
     """
+    is_over = _is_of_another_moment(scene.image)
     old = [c for c in scene.failed if c.meta.annotations.get(RETRY_AT) != value]
+    if is_over and not scene.ready:
+        # Nothing can take its place, and it says why it failed.
+        old = [c for c in old if c.spec.source_type != SourceType.EXPORT_FROM_VOLUME]
     if old:
         return tuple(RemoveCopy(c.meta.name, "it is made anew") for c in old)
     if scene.live:
         return (NoteRetry(value), *_plan(scene))
     if scene.copies:
         return (Wait("Removing", "a copy is being removed"),)
-    if was_ready(scene.image) and scene.image.spec.source_type == SourceType.EXPORT_FROM_VOLUME:
-        # What the volume held then is gone; what it holds now would be another image.
+    if is_over:
         return (NoteRetry(value), *_plan(scene))
     steps = _begin_anew(scene)
     made_or_waiting = any(isinstance(step, CreateCopy | Wait) for step in steps)
     return steps if made_or_waiting else (NoteRetry(value), *steps)
+
+
+def _is_of_another_moment(image: BackingImage) -> bool:
+    """Whether the image holds what its volume held when somebody was told so: what the volume holds
+    now would be another image.
+    """
+    is_told = was_ready(image) or PROMISED in image.meta.annotations
+    return is_told and image.spec.source_type == SourceType.EXPORT_FROM_VOLUME
 
 
 # --- without a ready copy
@@ -151,7 +163,7 @@ def _begin(scene: Scene) -> tuple[CopyStep, ...]:
         return (Wait("Removing", "a copy is being removed"),)
     if image.failure is not None and not is_unmade_clone(image):
         return _fetch_again(scene)
-    if image.is_ready or was_ready(image):
+    if image.is_ready or was_ready(image) or _is_of_another_moment(image):
         # Nobody asked them to go: the image cannot be made again in silence.
         return (Refuse("Corrupt", "all copies of the image are gone"),)
     return _begin_anew(scene)
@@ -268,7 +280,10 @@ def _why_nowhere(scene: Scene) -> str:
 def _removals(scene: Scene) -> list[CopyStep]:
     steps: list[CopyStep] = []
     for copy in scene.failed:
-        until = (copy.status.changed_at or scene.now) + RECOVERY_WAIT
+        # By the node's clock, which may be slow: then by when the API server got the copy, or it
+        # would be made anew without a pause.
+        failed_at = copy.status.changed_at or scene.now
+        until = max(failed_at, copy.meta.created_at or failed_at) + RECOVERY_WAIT
         if until <= scene.now or scene.is_evicted(copy.spec.pool_uuid):
             steps.append(RemoveCopy(copy.meta.name, "it failed"))
         else:

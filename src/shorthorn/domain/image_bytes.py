@@ -31,6 +31,18 @@ CLONE_SOURCE: Final = "backing-image"
 CLONE_UUID: Final = "uuid"
 """Source parameter of a clone's first copy: which image of that name it was."""
 
+IMAGE_UUID: Final = "shorthorn.io/image-uuid"
+"""Annotation of a BackingImage: its status.uuid, by which its copies and their data are known.
+
+Who puts objects back from a backup loses every status. Without this, copies of a restored image
+would be taken for those of a predecessor, and their data be removed.
+"""
+
+PROMISED: Final = "shorthorn.io/point-in-time-promised"
+"""Annotation of an export of which CreateSnapshot has answered the point in time before it was
+ready. If it fails, it stays so: made anew, it would hold another moment's data.
+"""
+
 RETRY_AT: Final = "shorthorn.io/retry-at"
 """Annotation of a BackingImage (RFC 3339): failed copies are made anew, once for each new value."""
 

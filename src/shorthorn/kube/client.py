@@ -15,6 +15,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
@@ -94,6 +95,25 @@ class Network(httpx2.AsyncHTTPTransport):
         response = await super().handle_async_request(request)
         response.headers.setdefault("Content-Type", "application/octet-stream")
         return response
+
+
+async def delete_exactly(
+    client: Any, resource: Any, name: str, *, namespace: str, uid: str
+) -> None:
+    """Delete the object of that name if it is the one with that `uid`, which the server decides:
+    between a look and a deletion there may be another one. lightkube sends no preconditions.
+
+    Raises: ApiError: 409: it is another one.
+    """
+    generic = client._client  # there is no public way to send a body
+    request = generic.prepare_request("delete", res=resource, name=name, namespace=namespace)
+    request.data = {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "preconditions": {"uid": uid},
+    }
+    answer = await generic.send(generic.build_adapter_request(request))
+    generic.handle_response("delete", answer, request)
 
 
 @contextlib.contextmanager

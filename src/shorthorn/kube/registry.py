@@ -12,12 +12,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Generic
 
 from lightkube import AsyncClient
+from lightkube.core.exceptions import ApiError
 
 from shorthorn.domain import errors
 from shorthorn.domain.names import is_object_name
-from shorthorn.kube.client import domain_errors
+from shorthorn.kube.client import delete_exactly, domain_errors
 from shorthorn.kube.informer import Informer, as_mapping
 from shorthorn.kube.resources import Domain, Kind
+
+_CONFLICT = 409
 
 
 class KubeRegistry(Generic[Domain]):
@@ -105,12 +108,21 @@ class KubeRegistry(Generic[Domain]):
         return self._kind.from_object(as_mapping(updated))
 
     async def delete(self, name: str, *, uid: str | None = None) -> None:
-        if uid is not None:
-            current = await self.find(name)
-            if current is None or current.meta.uid != uid:
-                return
         with contextlib.suppress(errors.NotFound), domain_errors(self._kind.name, name):
-            await self._client.delete(self._resource, name, namespace=self._namespace)
+            if uid is None:
+                await self._client.delete(self._resource, name, namespace=self._namespace)
+            else:
+                await self._delete_exactly(name, uid)
+
+    async def _delete_exactly(self, name: str, uid: str) -> None:
+        try:
+            await delete_exactly(
+                self._client, self._resource, name, namespace=self._namespace, uid=uid
+            )
+        except ApiError as exc:
+            # The number alone may also mean that somebody wrote at the same moment.
+            if exc.status.code != _CONFLICT or "UID" not in (exc.status.message or ""):
+                raise
 
     async def wait(
         self, name: str, until: Callable[[Domain | None], bool], *, timeout_s: float

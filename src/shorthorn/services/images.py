@@ -11,19 +11,21 @@ import contextlib
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from shorthorn.domain.copy_scene import was_ready
 from shorthorn.domain.errors import (
     AlreadyExists,
     Conflict,
     ImageFailed,
+    ImageMismatch,
     InvalidArgument,
     NotFound,
     OperationPending,
     StillWorking,
 )
 from shorthorn.domain.handles import BackingImageHandle
+from shorthorn.domain.image_bytes import PROMISED
 from shorthorn.domain.image_status import ENOUGH
 from shorthorn.domain.models import (
     BackingImage,
@@ -53,8 +55,6 @@ if TYPE_CHECKING:
     from shorthorn.domain.ports import ClaimDirectory, Registry
     from shorthorn.kit.keyed import KeyedOperations
 
-#: On an image of which CreateSnapshot has answered the point in time while it was not ready.
-PROMISED: Final = "shorthorn.io/point-in-time-promised"
 _UPDATE_ATTEMPTS = 10
 #: The name that external-snapshotter gives, which its image keeps: `snapshot-` and a UID.
 _OF_A_SNAPSHOT = re.compile(r"snapshot-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -153,13 +153,15 @@ class ImageService:
         """Return the image of that name, in whatever state."""
         return await self._images.find(name)
 
-    async def delete(self, name: str, *, timeout_s: float) -> None:
+    async def delete(self, name: str, meant: ImageRequest | None, *, timeout_s: float) -> None:
         """Make the image absent; missing is success. Volumes made from it stay.
 
+        Args: meant: what the caller says of the image. One that is something else stays: it is
+            somebody else's, whose handle has never been good for it.
         Raises: OperationPending: a volume is being made from it. StillWorking.
         """
         image = await self._images.find(name)
-        if image is None:
+        if image is None or (meant is not None and _differs(image, meant)):
             return
         # The cache will do: a volume that it does not show yet fails cleanly, its source missing.
         for volume in self._volumes.cached():
@@ -405,6 +407,14 @@ def _check_same_export(image: BackingImage, request: ImageRequest) -> None:
     for key, value in request.parameters.items():
         if stored.get(key) != value:
             raise AlreadyExists("snapshot", image.meta.name, f"its {key} is {stored.get(key)}")
+
+
+def _differs(image: BackingImage, request: ImageRequest) -> bool:
+    try:
+        check_matches(image, request)
+    except ImageMismatch:
+        return True
+    return False
 
 
 def _can_be_replaced(image: BackingImage) -> bool:

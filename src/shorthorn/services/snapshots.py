@@ -39,7 +39,12 @@ from shorthorn.domain.names import clone_source_name, object_name
 from shorthorn.domain.planning import DATA_FINALIZER
 from shorthorn.services.answers import SnapshotAnswer
 from shorthorn.services.failures import Budget, delete_and_wait, recall, wait_settled
-from shorthorn.services.image_requests import check_export_type, export_request, selector
+from shorthorn.services.image_requests import (
+    check_export_type,
+    export_request,
+    request_of_handle,
+    selector,
+)
 from shorthorn.services.images import ImageService
 from shorthorn.services.pages import page
 
@@ -105,18 +110,19 @@ class SnapshotService:
         return await self._finish(snapshot, budget)
 
     async def delete(self, handle: str, *, timeout_s: float) -> None:
-        """Make the snapshot absent. Missing ones, and handles of no known form, are success.
+        """Make the snapshot absent. Missing ones, and handles of no known form, are success; so are
+        those that name an image and describe another.
 
         Raises: OperationPending: a volume is being made from it. StillWorking.
         """
-        image = find_backing_image(handle)
-        if image:
-            await self._images.delete(image, timeout_s=timeout_s)
-            return
         parsed: BackingImageHandle | SnapshotHandle | None = None
         with contextlib.suppress(InvalidArgument):
             parsed = parse(handle)
-        if isinstance(parsed, SnapshotHandle):
+        image = find_backing_image(handle)
+        if image:
+            meant = request_of_handle(parsed) if isinstance(parsed, BackingImageHandle) else None
+            await self._images.delete(image, meant, timeout_s=timeout_s)
+        elif isinstance(parsed, SnapshotHandle):
             await self._delete(parsed, Budget(timeout_s))
 
     async def get(self, handle: str) -> SnapshotAnswer:

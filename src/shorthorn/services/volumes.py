@@ -127,8 +127,22 @@ class VolumeService:
                 request,
                 lambda: self._begin(name, request, origin, place, parameters),
             )
+        elif volume.status.state is VolumeState.PENDING:
+            await self._give_up_stranded(volume)
         _check_same(volume, request, image)
         return await self._finish(volume, budget)
+
+    async def _give_up_stranded(self, volume: Volume) -> None:
+        """Let go of a volume that was begun on a node that the cluster has given up since; nobody
+        was told of it, and it can be made elsewhere.
+
+        Raises: OperationPending: it was one, and goes.
+        """
+        name, spec = volume.meta.name, volume.spec
+        if volume.meta.deleting or await self._pools.find(spec.pool_uuid) is not None:
+            return
+        await self._volumes.delete(name, uid=volume.meta.uid)
+        raise OperationPending(f"volume {name}, begun on node {spec.node_id}, which is gone,")
 
     async def delete(self, volume_id: str, *, timeout_s: float) -> None:
         """Make the volume absent; missing is success.

@@ -56,6 +56,8 @@ class App:
             response = _failure(exc)
         except StoreUnavailable as exc:
             response = _failure(status.unavailable(str(exc)))
+        except RecursionError:
+            response = _failure(status.bad_request("the object is nested too deeply"))
         except ClientDisconnect:
             return
         except Exception:

@@ -14,7 +14,7 @@ import msgspec
 from shorthorn.standalone.apiserver import status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -22,6 +22,8 @@ STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCHES = frozenset({"application/apply-patch+yaml", "application/apply-patch+cbor"})
 _PROTOBUF = "application/vnd.kubernetes.protobuf"
 _YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
+_YAML_DEPTH_MAX = 128
+"""Objects that anybody writes are nested a quarter of that."""
 
 
 class Form(enum.Enum):
@@ -115,9 +117,27 @@ def _decode_yaml(body: bytes) -> Any:
         for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
     }
     try:
+        _refuse_unbounded(yaml.parse(body, Loader=yaml.CSafeLoader))
         return _with_string_keys(yaml.load(body, Loader=JsonLoader))
     except (yaml.YAMLError, RecursionError, TypeError) as exc:
         raise status.bad_request(f"error parsing YAML: {exc}") from exc
+
+
+def _refuse_unbounded(events: Iterable[Any]) -> None:
+    """Refuse what costs more than its length: nesting, for which libyaml overflows the stack and
+    ends the process, and aliases, of which a few lines make gigabytes.
+
+    Raises: StatusError 400.
+    """
+    depth = 0
+    for event in events:
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent")
+        depth -= kind.endswith("EndEvent")
+        if depth > _YAML_DEPTH_MAX:
+            raise status.bad_request("error parsing YAML: it is nested too deeply")
+        if kind == "AliasEvent":
+            raise status.bad_request("error parsing YAML: aliases (*name) are not read here")
 
 
 def _with_string_keys(value: Any) -> Any:
