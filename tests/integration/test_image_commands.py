@@ -228,7 +228,7 @@ def test_a_watch_shows_what_comes_and_goes(user: User, disk: bytes) -> None:
                 break
         assert "ready" in states
         watching.send_signal(2)
-        said = watching.communicate(timeout=20)[1]
+        said = watching.communicate(timeout=60)[1]
         assert watching.returncode == 130
         assert "Traceback" not in said
     finally:

@@ -427,7 +427,7 @@ def test_a_script_sends_pieces_and_reads_parts(host: Host, raw: Path) -> None:
         assert beyond.status_code == 416
         assert beyond.headers["Content-Range"] == f"bytes */{len(content)}"
         assert http.get(file, headers={"If-None-Match": etag}).status_code == 304
-    with httpx2.Client(base_url=http.base_url, trust_env=False) as stranger:
+    with httpx2.Client(base_url=http.base_url, trust_env=False, timeout=60) as stranger:
         assert stranger.get(file).status_code == 401
         bad = stranger.get(file, headers={"Authorization": "Bearer nobody's"})
         assert bad.status_code == 401

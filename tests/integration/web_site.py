@@ -52,7 +52,7 @@ class Running:
 
     def browser(self) -> httpx2.AsyncClient:
         """Return a client without a session."""
-        return httpx2.AsyncClient(base_url=self.url, trust_env=False)
+        return httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=60)
 
     @contextlib.asynccontextmanager
     async def signed_in(self) -> AsyncIterator[Browser]:
