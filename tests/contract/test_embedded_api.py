@@ -47,6 +47,7 @@ async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[En
         headers={"Authorization": f"Bearer {token}"},
         verify=ssl.create_default_context(cadata=tls.authority),
         trust_env=False,
+        timeout=60,
     )
     try:
         yield Endpoint(client, http)

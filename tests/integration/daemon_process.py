@@ -75,7 +75,7 @@ class ServiceProcess:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=180,
             check=False,
         )
 

@@ -225,7 +225,7 @@ def test_both_ends_of_an_upload_may_be_killed(host: Host, tmp_path: Path) -> Non
         said = sending.stdout.readline()  # the server has been asked where to go on
         host.service.kill()
         host.service.start()
-        out, _ = sending.communicate(timeout=90)
+        out, _ = sending.communicate(timeout=180)
     assert sending.returncode == 0, said + out
     assert sha512(file) in out.decode()
     assert host.is_ready("golden")["status"]["checksum"] == sha512(file)
@@ -252,7 +252,7 @@ def test_both_ends_of_a_download_may_be_killed(host: Host, tmp_path: Path, form:
     poll(lambda: target.exists() or arrived() > before, what="it does not go on")
     host.service.kill()
     host.service.start()
-    out, _ = receiving.communicate(timeout=90)
+    out, _ = receiving.communicate(timeout=180)
     assert receiving.returncode == 0, out
     assert sha512(target) == sha512(file)
 

@@ -64,7 +64,7 @@ class Running:
 
     async def until(self, registry: KubeRegistry[Any], holds: Callable[[], object]) -> None:
         """Wait until the watch of a kind shows something."""
-        async with asyncio.timeout(10), registry.subscribe() as names:
+        async with asyncio.timeout(60), registry.subscribe() as names:
             while not holds():
                 await anext(names)
 
