@@ -45,8 +45,13 @@ settings.load_profile("shorthorn")
 
 
 def pytest_configure() -> None:
-    """Let SIGTERM end the run as Ctrl-C does, so that mounts and loop devices are taken away."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Let SIGTERM end the run as Ctrl-C does, so that mounts and loop devices are taken away.
+
+    Ctrl-C too: a run in the background of a script was told to ignore it, and so would be every
+    program that it starts, some of them to see what they do then.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 def pytest_sessionstart() -> None:

@@ -32,6 +32,7 @@ async def endpoint(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[En
             headers={"Authorization": f"Bearer {server.token}"},
             verify=ssl.create_default_context(cadata=server.authority),
             trust_env=False,
+            timeout=60,
         )
         try:
             yield Endpoint(client, http)

@@ -71,7 +71,7 @@ def test_every_answer_is_in_the_document(
     token = kubeconfig["users"][0]["user"]["token"]
     headers = {"Authorization": f"Bearer {token}"}
     if name:
-        with httpx2.Client(base_url=base, headers=headers, trust_env=False) as http:
+        with httpx2.Client(base_url=base, headers=headers, trust_env=False, timeout=60) as http:
             sent(service, http, name)
     (tmp_path / "schemathesis.toml").write_text(configuration(name))
     ran = subprocess.run(

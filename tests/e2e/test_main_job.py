@@ -19,7 +19,7 @@ from tests.integration.daemon_process import loops_below, poll, processes_naming
 
 from shorthorn.demo import manifests, workspace
 
-pytestmark = [pytest.mark.root, pytest.mark.kubectl, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.kubectl, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD_KUBECTL = ROOT / ".cache/debian-kubectl/usr/bin/kubectl"

@@ -315,7 +315,7 @@ class Cluster:
 
     async def is_clean(self) -> None:
         """Return when nothing is left of what was needed for a while only."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 if not self.leftovers():
                     return

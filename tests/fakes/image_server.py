@@ -8,14 +8,20 @@ it as well. Each answer follows the next `Behaviour` in the list, and the last o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import ssl
 import struct
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+#: For a client that is gone or reads no more; no test waits for it.
+_DELIVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -192,10 +198,25 @@ class _Handler(BaseHTTPRequestHandler):
     def _reset(self) -> None:
         """Deliver what was written, then close with a reset."""
         self.wfile.flush()
+        self._await_delivery()
         self.connection.shutdown(socket.SHUT_WR)
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
 
+    def _await_delivery(self) -> None:
+        """Wait until the client's kernel has everything: a reset drops what is still queued here,
+        which is all of a small body where the client is slow to read.
+        """
+        deadline = time.monotonic() + _DELIVERY_S
+        while _queued_bytes(self.connection) and time.monotonic() < deadline:
+            threading.Event().wait(0.001)
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Keep the tests' output clean."""
+
+
+def _queued_bytes(connection: socket.socket) -> int:
+    """What was written and is not acknowledged yet. tcp(7), SIOCOUTQ."""
+    answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int(struct.unpack("i", answer)[0])

@@ -62,7 +62,7 @@ class MemoryEngine:
 
     async def entered(self, method: str, what: str) -> None:
         """Return as soon as that call was begun."""
-        async with self._called, asyncio.timeout(10):
+        async with self._called, asyncio.timeout(60):
             await self._called.wait_for(lambda: (method, what) in self.calls)
 
     async def _enter(self, method: str, what: str) -> None:

@@ -44,7 +44,7 @@ class MemoryPeers:
 
     async def begun(self, count: int) -> None:
         """Return as soon as that many transfers have moved bytes."""
-        async with self._begun, asyncio.timeout(10):
+        async with self._begun, asyncio.timeout(60):
             await self._begun.wait_for(lambda: len(self.sent) >= count)
 
     async def move(self, sender: str, receiver: str, what: str) -> None:

@@ -32,6 +32,7 @@ async def main(folder: Path) -> None:
         transport=httpx2.AsyncHTTPTransport(uds=str(socket)),
         base_url=server.url,
         headers={"Authorization": f"Bearer {TOKEN}"},
+        timeout=60,
     ) as http:
         await asyncio.gather(*(write(http, client) for client in range(8)))
 

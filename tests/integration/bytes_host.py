@@ -97,7 +97,7 @@ class Host:
 
     async def ended(self) -> ImageCopy:
         """Reconcile until the copy is ready or has failed."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 await self.reconciler.reconcile(self.name)
                 copy = await self.copies.find(self.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,8 +31,8 @@ from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
 from shorthorn.standalone.apiserver.kubeconfig import write_kubeconfig
 
 CALL_S = 30
-_START_S = 40.0
-_STOP_S = 20.0
+_START_S = 90.0
+_STOP_S = 60.0
 
 
 class ApiProcess:
@@ -308,6 +309,20 @@ def running(*, nodes: int = 2, are_peers: bool = False) -> Iterator[Cluster]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a port that stays free until it is listened at, also again and again.
+
+    It is none of those that the kernel gives to whoever asks for any (32768 and up), and no other
+    process gets it here before this one ends: a socket of its name keeps it.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        keeper = socket.socket(socket.AF_UNIX)
+        try:
+            keeper.bind(f"\0shorthorn-test-port-{port}")
+            with socket.create_server(("127.0.0.1", port)):
+                pass
+        except OSError:
+            keeper.close()
+        else:
+            keeper.detach()  # until this process ends
+            return port
+    raise AssertionError("1000 ports, and each of them is taken")

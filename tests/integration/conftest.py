@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.integration import storage
 from tests.integration.daemon_process import ServiceProcess, poll, running
-from tests.integration.service_api import Namespace, namespace
+from tests.integration.service_api import SYSTEM, Namespace, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,18 @@ def own(service: ServiceProcess) -> Iterator[Namespace]:
     with namespace(service.api, f"test-{next(_NUMBERS)}") as made:
         yield made
     poll(lambda: leftovers(service) == [], what=f"left in the pool: {leftovers(service)}")
+    # An object goes after its data; the next test may count them.
+    poll(lambda: going(service) == [], what=f"being deleted: {going(service)}")
+
+
+def going(service: ServiceProcess) -> list[str]:
+    """Return the objects that are being deleted."""
+    return [
+        f"{kind} {obj['metadata']['name']}"
+        for kind in ("Volume", "Snapshot", "ImageCopy", "BackingImage")
+        for obj in service.api.list(kind, SYSTEM)
+        if "deletionTimestamp" in obj["metadata"]
+    ]
 
 
 def leftovers(service: ServiceProcess) -> list[str]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from tests.integration.service_api import Api
 
 ROOT = Path(__file__).resolve().parents[2]
-_START_S = 40.0
-_STOP_S = 20.0
+_START_S = 90.0
+_STOP_S = 60.0
 _POLL_S = 0.02
 
 
@@ -75,7 +75,7 @@ class ServiceProcess:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=180,
             check=False,
         )
 

@@ -141,7 +141,7 @@ def condition(kind: str, status: str, reason: str = "Because", message: str = ""
 
 async def ended(process: asyncio.subprocess.Process) -> Ran:
     """Wait for a command's end."""
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode is not None
     return Ran(process.returncode, out.decode(errors="replace"), err.decode(), out)
 
@@ -177,6 +177,7 @@ async def shell_of_site(folder: Path, url: str) -> AsyncIterator[Shell]:
         headers={"Authorization": f"Bearer {token}"},
         verify=ssl.create_default_context(cadata=authority),
         trust_env=False,
+        timeout=60,
     )
     (folder / "web.url").write_text(f"{url}\n")
     async with http:

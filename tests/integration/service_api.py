@@ -81,7 +81,7 @@ class Api:
                 headers={"Authorization": f"Bearer {user['token']}"},
                 verify=ssl.create_default_context(cadata=authority),
                 trust_env=False,
-                timeout=20,
+                timeout=60,
             )
         return self._client
 

@@ -116,8 +116,9 @@ def clear(directory: Path) -> None:
 
 def _loops_of_files_below(directory: Path) -> list[str]:
     listing = _run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
-    pairs = (line.split(maxsplit=1) for line in listing.splitlines())
-    return [device for device, file in pairs if file.startswith(f"{directory}/")]
+    # A device that somebody else is detaching right now is listed without its file.
+    pairs = (line.partition(" ") for line in listing.splitlines())
+    return [device for device, _, file in pairs if file.strip().startswith(f"{directory}/")]
 
 
 def fill_up(directory: Path) -> None:

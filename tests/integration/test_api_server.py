@@ -17,6 +17,7 @@ import httpx2
 import pytest
 from tests.integration.api_writer import TOKEN
 
+from shorthorn.standalone.apiserver import server as api_server
 from shorthorn.standalone.apiserver import store
 from shorthorn.standalone.apiserver.credentials import ensure_tls, ensure_token
 from shorthorn.standalone.apiserver.database_file import SCHEMA_VERSION, StoreRefused
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 MAPS = "/api/v1/namespaces/default/configmaps"
 KINDS = load_default_kinds()
 
@@ -69,6 +70,7 @@ async def serving(folder: Path, **options: Any) -> AsyncIterator[Served]:
         transport=httpx2.AsyncHTTPTransport(uds=str(socket)),
         base_url=server.url,
         headers={"Authorization": f"Bearer {TOKEN}"},
+        timeout=DEADLINE_S,
     )
     try:
         yield Served(server, http)
@@ -413,11 +415,12 @@ async def test_watchers_of_vanished_clients_are_forgotten(tmp_path: Path):
         await eventually(lambda: hub.watcher_count == 0)
 
 
-async def test_stopping_ends_open_watches_at_once(tmp_path: Path):
+async def test_stopping_ends_open_watches_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(api_server, "_GRACE_S", 240)  # not by its end
     async with serving(tmp_path) as served, watch(served) as lines:
         hub = served.server._hub
         await eventually(lambda: hub.watcher_count == 1)
-        async with asyncio.timeout(2.5):
+        async with asyncio.timeout(DEADLINE_S):
             await served.server.stop()
         with pytest.raises(StopAsyncIteration):
             await anext(lines)
@@ -428,7 +431,10 @@ async def test_a_hundred_watchers_each_see_every_change(tmp_path: Path):
         limits = httpx2.Limits(max_connections=200)
         transport = httpx2.AsyncHTTPTransport(uds=str(tmp_path / "api.sock"), limits=limits)
         http = httpx2.AsyncClient(
-            transport=transport, base_url=served.server.url, headers=dict(served.http.headers)
+            transport=transport,
+            base_url=served.server.url,
+            headers=dict(served.http.headers),
+            timeout=DEADLINE_S,
         )
         await stack.enter_async_context(http)
         many = Served(served.server, http)

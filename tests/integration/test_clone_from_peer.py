@@ -63,7 +63,7 @@ class Pair:
         return copy
 
     async def until(self, state: CopyState, reason: str = "") -> ImageCopy:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 await self.here.reconciler.reconcile(self.name)
                 copy = await self.get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -40,11 +41,22 @@ def _nothing_is_left(cluster: Cluster) -> Iterator[None]:
             program.start()
     yield
     poll(lambda: not [left for node in cluster.nodes for left in node.leftovers()], what="no data")
+    # An object goes after its data, and a loop device when the kernel has let go of it.
     for kind in ("Volume", "Snapshot", "ImageCopy", "BackingImage"):
-        assert cluster.api.list(kind, SYSTEM) == []
+        poll(functools.partial(_is_empty, cluster, kind), what=f"no {kind}")
     for node in cluster.nodes:
-        assert list(loops_below(node.data_dir).values()) == [str(node.data_dir / "pool.xfs")]
-        assert mounts_of(node.data_dir) == [str(node.data_dir / "pool")]
+        poll(functools.partial(_has_only_its_pool, node), what=f"only the pool of {node.name}")
+
+
+def _is_empty(cluster: Cluster, kind: str) -> bool:
+    return cluster.api.list(kind, SYSTEM) == []
+
+
+def _has_only_its_pool(node: Node) -> bool:
+    return (list(loops_below(node.data_dir).values()), mounts_of(node.data_dir)) == (
+        [str(node.data_dir / "pool.xfs")],
+        [str(node.data_dir / "pool")],
+    )
 
 
 def create(cluster: Cluster, name: str, **wanted: Any) -> csi_pb2.Volume:
@@ -243,7 +255,7 @@ def test_the_controller_refuses_to_live_beside_longhorn(cluster: Cluster) -> Non
     try:
         cluster.controller.launch()
         assert cluster.controller.process is not None
-        assert cluster.controller.process.wait(30) == 1
+        assert cluster.controller.process.wait(60) == 1
         last = cluster.controller.said().splitlines()[-1]
         assert last.startswith(
             f"shorthorn: namespace {SYSTEM} has BackingImages that Longhorn made"

@@ -484,7 +484,7 @@ async def test_a_short_deadline_is_answered_within_it(
     request = csi_pb2.CreateSnapshotRequest(
         name="snapshot-1", source_volume_id="pvc-1", parameters={"type": "bi"}
     )
-    error = await refused(answer(xfs_csi.client.controller.CreateSnapshot(request, timeout=1.5)))
+    error = await refused(answer(xfs_csi.client.controller.CreateSnapshot(request, timeout=5)))
     assert error.code is grpc.StatusCode.ABORTED
     held.set()
     assert (await xfs_csi.snapshot("snapshot-1", "pvc-1", type="bi")).ready_to_use

@@ -98,6 +98,7 @@ async def test_what_is_said_to_be_durable_grows_and_ends_with_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staged_writer, "CHECKPOINT_BYTES", 2 * BLOCK_BYTES)
+    monkeypatch.setattr(staged_writer, "CHECKPOINT_INTERVAL_S", 3600)  # not by time as well
     said: list[int] = []
     spoken = asyncio.Event()
 
@@ -130,7 +131,7 @@ async def test_a_slow_line_is_checkpointed_by_time(
 
     async with StagedWriter(tmp_path / "file", 0, on_durable) as writer:
         await writer.write(bytes(BLOCK_BYTES))
-        await asyncio.wait_for(spoken.wait(), 10)
+        await asyncio.wait_for(spoken.wait(), 30)
     assert said == [BLOCK_BYTES]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,15 +36,16 @@ if TYPE_CHECKING:
 
 BLANK = VolumeSource()
 
-#: Appends numbers to a file, each of them synced before it is said on standard output.
+#: Appends numbers to a file, each of them synced before it is said, with the time, on standard
+#: output.
 WRITER = """
-import os, sys
+import os, sys, time
 file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 number = 0
 while True:
     os.write(file, b"%d\\n" % number)
     os.fsync(file)
-    os.write(1, b"%d\\n" % number)
+    os.write(1, b"%d %d\\n" % (number, time.monotonic_ns()))
     number += 1
 """
 
@@ -62,17 +64,18 @@ class Writer:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         self._output = process.stdout
-        self.acknowledged = -1
 
     async def catch_up(self) -> int:
-        """Return the last number that was acknowledged by now; at least one more than before."""
-        self.acknowledged = int(await self._output.readline())
+        """Return the first number that was acknowledged after this call.
+
+        By the writer's own clock, which is ours: where a sync takes no time, there is always more
+        to be read.
+        """
+        now = time.monotonic_ns()
         while True:
-            try:
-                async with asyncio.timeout(0.001):
-                    self.acknowledged = int(await self._output.readline())
-            except TimeoutError:
-                return self.acknowledged
+            number, acknowledged_at = map(int, (await self._output.readline()).split())
+            if acknowledged_at > now:
+                return number
 
 
 @contextlib.asynccontextmanager

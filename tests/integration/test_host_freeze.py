@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 #: Long enough for a loaded machine; a freeze that is not undone blocks for ever.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def run(*argv: str | Path) -> None:

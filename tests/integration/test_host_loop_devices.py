@@ -120,13 +120,14 @@ async def test_an_open_device_is_reported_busy(volume: Path) -> None:
 
 
 async def test_a_mounted_device_is_reported_busy_at_once_and_stays(
-    volume: Path, tmp_path: Path
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop_devices, "_DETACH_WAIT_S", 240)
     device = await loop_devices.ensure_attached(volume)
     await file_systems.make("ext4", device.path)
     await mounts.mount(device.path, tmp_path, "ext4")
     try:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(60):
             with pytest.raises(loop_devices.LoopDeviceBusy):
                 await loop_devices.detach(device)
         assert await loop_devices.find_by_file(volume) == device

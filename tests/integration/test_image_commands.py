@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from tests.fakes.image_server import Behaviour, serve
-from tests.integration.daemon_process import ROOT
+from tests.integration.daemon_process import ROOT, poll
 from tests.integration.service_api import SYSTEM
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def test_a_watch_shows_what_comes_and_goes(user: User, disk: bytes) -> None:
                 break
         assert "ready" in states
         watching.send_signal(2)
-        said = watching.communicate(timeout=20)[1]
+        said = watching.communicate(timeout=60)[1]
         assert watching.returncode == 130
         assert "Traceback" not in said
     finally:
@@ -270,7 +270,8 @@ def test_names_are_completed_from_the_server(
     golden = user.name("golden")
     with serve(disk) as served:
         user.does("create", golden, "--url", served.url, "--wait")
-    for kubeconfig, expected in ((service.data_dir / "kubeconfig", [golden]), ("/none", [])):
+
+    def completed(kubeconfig: Path | str) -> list[str]:
         ran = subprocess.run(
             [str(Path(sys.executable).with_name("shorthorn"))],
             env={
@@ -286,4 +287,9 @@ def test_names_are_completed_from_the_server(
             timeout=60,
             check=False,
         )
-        assert (ran.stdout.split(), ran.stderr) == (expected, "")
+        assert ran.stderr == ""
+        return ran.stdout.split()
+
+    # None are offered where the server takes more than a moment, as on a loaded machine.
+    poll(lambda: completed(service.data_dir / "kubeconfig") == [golden], what="it is offered")
+    assert completed("/none") == []

@@ -74,7 +74,7 @@ async def test_a_killed_download_goes_on_and_its_checksum_is_that_of_all(user: S
     user.edge.troubles = [Trouble(hold_after=2 * MIB)]
     process = await user.start("download", "golden")
     part = user.folder / "golden.qcow2.part"
-    await asyncio.wait_for(user.edge.held.wait(), 30)
+    await asyncio.wait_for(user.edge.held.wait(), 60)
     await asyncio.to_thread(poll, lambda: part.exists() and part.stat().st_size >= MIB)
     assert not (user.folder / "golden.qcow2").exists()
     await killed(process)
@@ -90,7 +90,7 @@ async def test_a_killed_download_goes_on_and_its_checksum_is_that_of_all(user: S
 async def test_ctrl_c_says_that_the_same_command_goes_on(user: Shell) -> None:
     user.edge.troubles = [Trouble(hold_after=2 * MIB)]
     process = await user.start("download", "golden")
-    await asyncio.wait_for(user.edge.held.wait(), 30)
+    await asyncio.wait_for(user.edge.held.wait(), 60)
     process.send_signal(signal.SIGINT)
     ran = await ended(process)
     user.edge.go_on.set()
@@ -179,7 +179,7 @@ async def test_a_file_that_exists_is_replaced_only_by_force(user: Shell) -> None
 async def test_two_downloads_do_not_write_one_file(user: Shell) -> None:
     user.edge.troubles = [Trouble(hold_after=MIB)]
     process = await user.start("download", "golden")
-    await asyncio.wait_for(user.edge.held.wait(), 30)
+    await asyncio.wait_for(user.edge.held.wait(), 60)
     assert "in use by another download" in await user.is_refused("download", "golden")
     user.edge.go_on.set()
     assert (await ended(process)).code == 0

@@ -225,7 +225,7 @@ def test_both_ends_of_an_upload_may_be_killed(host: Host, tmp_path: Path) -> Non
         said = sending.stdout.readline()  # the server has been asked where to go on
         host.service.kill()
         host.service.start()
-        out, _ = sending.communicate(timeout=90)
+        out, _ = sending.communicate(timeout=180)
     assert sending.returncode == 0, said + out
     assert sha512(file) in out.decode()
     assert host.is_ready("golden")["status"]["checksum"] == sha512(file)
@@ -252,7 +252,7 @@ def test_both_ends_of_a_download_may_be_killed(host: Host, tmp_path: Path, form:
     poll(lambda: target.exists() or arrived() > before, what="it does not go on")
     host.service.kill()
     host.service.start()
-    out, _ = receiving.communicate(timeout=90)
+    out, _ = receiving.communicate(timeout=180)
     assert receiving.returncode == 0, out
     assert sha512(target) == sha512(file)
 
@@ -427,7 +427,7 @@ def test_a_script_sends_pieces_and_reads_parts(host: Host, raw: Path) -> None:
         assert beyond.status_code == 416
         assert beyond.headers["Content-Range"] == f"bytes */{len(content)}"
         assert http.get(file, headers={"If-None-Match": etag}).status_code == 304
-    with httpx2.Client(base_url=http.base_url, trust_env=False) as stranger:
+    with httpx2.Client(base_url=http.base_url, trust_env=False, timeout=60) as stranger:
         assert stranger.get(file).status_code == 401
         bad = stranger.get(file, headers={"Authorization": "Bearer nobody's"})
         assert bad.status_code == 401

@@ -80,7 +80,7 @@ async def test_a_killed_upload_goes_on_where_it_was(user: Shell) -> None:
     content = a_file(user)
     user.edge.troubles = [Trouble(hold_after=MIB, cut_after=MIB)]
     process = await user.start("upload", "golden", "disk.qcow2")
-    await asyncio.wait_for(user.edge.held.wait(), 30)
+    await asyncio.wait_for(user.edge.held.wait(), 60)
     await killed(process)
     user.edge.go_on.set()
     await asyncio.to_thread(poll, lambda: len(user.edge.uploads["golden"]) == MIB)
@@ -93,7 +93,7 @@ async def test_ctrl_c_says_that_the_same_command_goes_on(user: Shell) -> None:
     content = a_file(user)
     user.edge.troubles = [Trouble(hold_after=MIB, cut_after=MIB)]
     process = await user.start("upload", "golden", "disk.qcow2")
-    await asyncio.wait_for(user.edge.held.wait(), 30)
+    await asyncio.wait_for(user.edge.held.wait(), 60)
     process.send_signal(signal.SIGINT)
     ran = await ended(process)
     user.edge.go_on.set()
@@ -169,7 +169,7 @@ async def test_what_somebody_else_sends_meanwhile_is_compared_as_well(user: Shel
     content = a_file(user)
     user.edge.troubles = [Trouble(hold_after=MIB, cut_after=MIB)]
     process = await user.start("upload", "golden", "disk.qcow2")
-    await asyncio.wait_for(user.edge.held.wait(), 30)
+    await asyncio.wait_for(user.edge.held.wait(), 60)
     user.edge.uploads["golden"][:] = random.Random("other").randbytes(2 * MIB)
     user.edge.go_on.set()
     ran = await ended(process)

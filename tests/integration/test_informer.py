@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from tests.integration.cluster import free_port
 
 from shorthorn.domain.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Unavailable
 from shorthorn.domain.models import Meta, Snapshot, SnapshotSpec, SnapshotStatus, VolumeState
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SPEC = SnapshotSpec("snapshot-1", "pvc-1", "node-a", "pool")
 NAMESPACE = "longhorn-system"
+#: Nothing here needs it; a loaded machine may.
+PATIENCE_S = 60.0
 KINDS = load_default_kinds()
 
 
@@ -42,7 +45,7 @@ class Server:
         self.authority = self._tls.authority
         self._token = ensure_token(folder / "token")
         self._server: ApiServer | None = None
-        self._port = 0
+        self._port = free_port()
         self.kubeconfig = folder / "kubeconfig"
 
     async def start(self, **limits: int) -> None:
@@ -55,7 +58,6 @@ class Server:
             **limits,  # type: ignore[arg-type]
         )
         await self._server.start()
-        self._port = int(self._server.url.rpartition(":")[2])
         write_kubeconfig(
             self.kubeconfig,
             url=self._server.url,
@@ -91,7 +93,7 @@ async def running(client: AsyncClient) -> AsyncIterator[KubeRegistry[Snapshot]]:
     registry = KubeRegistry(client, SNAPSHOT, namespace=NAMESPACE)
     task = asyncio.create_task(registry.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await registry.wait_synced()
         yield registry
         assert not task.done()
@@ -106,14 +108,14 @@ def named(name: str, *finalizers: str) -> Snapshot:
 
 async def shows(registry: KubeRegistry[Snapshot], *names: str) -> None:
     """Return when the picture holds exactly these names."""
-    async with asyncio.timeout(10), registry.subscribe() as changed:
+    async with asyncio.timeout(PATIENCE_S), registry.subscribe() as changed:
         while {obj.meta.name for obj in registry.cached()} != set(names):
             await anext(changed)
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
     """Return when a condition holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if holds():
                 return
@@ -224,7 +226,7 @@ async def test_what_happened_while_nobody_watched_is_heard_of(
             finally:
                 await other.aclose()
             await shows(registry, "stays", "comes")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 assert {await anext(changed), await anext(changed)} == {"goes", "comes"}
 
 
@@ -290,13 +292,13 @@ def error(code: int) -> bytes:
 async def test_waiting_sees_the_present_state_and_every_change(client: AsyncClient) -> None:
     async with running(client) as registry:
         made = await registry.create(named("a", "shorthorn.io/data"))
-        found = await registry.wait("a", lambda obj: obj is not None, timeout_s=5)
+        found = await registry.wait("a", lambda obj: obj is not None, timeout_s=PATIENCE_S)
         assert found == made
         waiting = asyncio.create_task(
             registry.wait(
                 "a",
                 lambda obj: obj is not None and obj.status.state is VolumeState.READY,
-                timeout_s=5,
+                timeout_s=PATIENCE_S,
             )
         )
         await asyncio.sleep(0)
@@ -305,7 +307,9 @@ async def test_waiting_sees_the_present_state_and_every_change(client: AsyncClie
         found = await waiting
         assert found is not None
         assert found.status == ready
-        gone = asyncio.create_task(registry.wait("a", lambda obj: obj is None, timeout_s=5))
+        gone = asyncio.create_task(
+            registry.wait("a", lambda obj: obj is None, timeout_s=PATIENCE_S)
+        )
         await registry.delete("a")
         marked = await registry.find("a")
         assert marked is not None
@@ -334,18 +338,18 @@ async def test_a_watch_that_lags_does_not_bring_back_the_past(client: AsyncClien
         looked.set()
         return False
 
-    waiting = asyncio.create_task(registry.wait("a", until, timeout_s=60))
-    await asyncio.wait_for(looked.wait(), 30)
+    waiting = asyncio.create_task(registry.wait("a", until, timeout_s=PATIENCE_S))
+    await asyncio.wait_for(looked.wait(), PATIENCE_S)
     waiting.cancel()
     assert set(seen) == {new.meta.uid}
     registry._informer._objects.clear()  # the deletion arrives
     seen.clear()
     looked.clear()
-    waiting = asyncio.create_task(registry.wait("a", until, timeout_s=60))
-    await asyncio.wait_for(looked.wait(), 30)
+    waiting = asyncio.create_task(registry.wait("a", until, timeout_s=PATIENCE_S))
+    await asyncio.wait_for(looked.wait(), PATIENCE_S)
     looked.clear()
     registry._informer._notify("a")
-    await asyncio.wait_for(looked.wait(), 30)
+    await asyncio.wait_for(looked.wait(), PATIENCE_S)
     waiting.cancel()
     assert len(seen) >= 2
     assert set(seen) == {new.meta.uid}

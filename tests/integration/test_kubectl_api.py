@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.kubectl]
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 CLAIM = """
 apiVersion: v1
 kind: PersistentVolumeClaim

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.root, pytest.mark.xfs]
 MIB, GIB = 1 << 20, 1 << 30
 BLOCK_BYTES = 4096
 GROWTH_PART_MAX = 0.05
-SETTLE_TIMEOUT_S = 20.0
+SETTLE_TIMEOUT_S = 60.0
 KEY = ImageKey("golden", "u")
 
 

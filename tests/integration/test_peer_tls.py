@@ -111,7 +111,8 @@ async def test_plain_http_and_silence_are_closed(
 async def test_many_silent_connections_do_not_keep_peers_out(
     xfs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer_server, "_HANDSHAKE_TIMEOUT_S", 0.3)
+    # Short for those who wait for it, and long enough for an honest peer on a loaded machine.
+    monkeypatch.setattr(peer_server, "_HANDSHAKE_TIMEOUT_S", 1.0)
     source = sparse_file(xfs_dir / "source", MIB, [(0, MIB)])
     tls = Tls()
     async with node(xfs_dir / "a", tls) as a:

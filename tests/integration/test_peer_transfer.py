@@ -428,7 +428,7 @@ async def test_a_process_killed_at_any_time_goes_on_at_its_last_checkpoint(
                     *(sys.executable, str(Path(peers.__file__).with_name("peer_receiver.py"))),
                     *(str(tmp_path / "leaf.json"), line.address, str(staging)),
                 )
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     await line.held.wait()
                     while kill % 2 and _durable_bytes(staging) <= durable:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)

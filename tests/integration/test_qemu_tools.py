@@ -6,10 +6,13 @@ import asyncio
 import errno
 import os
 import random
+import signal
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from qemu.qmp import QMPClient
 
 from shorthorn.domain.models import ImageFormat
 from shorthorn.host import extents, qemu_img, qemu_storage_daemon
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.root
+
+#: Name and parent of the process that tells how a caged tool ended.
+OUR_CAGE = ("bwrap", os.getpid())
 
 MIB = 1 << 20
 RAW, QCOW2 = ImageFormat.RAW, ImageFormat.QCOW2
@@ -287,7 +293,11 @@ async def test_an_export_past_its_time_ends_as_such_and_leaves_no_process(xfs_di
     assert _qemu_processes() == before
 
 
-async def test_a_storage_daemon_that_is_killed_is_an_error_and_not_a_hang(xfs_dir: Path) -> None:
+@pytest.mark.parametrize("is_cage_late", [False, True], ids=["at once", "a moment later"])
+async def test_a_storage_daemon_that_is_killed_is_an_error_and_not_a_hang(
+    xfs_dir: Path, is_cage_late: bool
+) -> None:
+    """Its line ends at once; its cage, which tells how it ended, may need a moment."""
     source = _scattered(xfs_dir / "source", 4000, 2048 * MIB)
     before = _qemu_processes()
     export = asyncio.create_task(
@@ -295,16 +305,53 @@ async def test_a_storage_daemon_that_is_killed_is_an_error_and_not_a_hang(xfs_di
             source, _empty(xfs_dir / "target"), virtual_size_bytes=2048 * MIB
         )
     )
-    await _until(lambda: _qemu_processes() - before)
-    for pid in _qemu_processes() - before:
-        os.kill(pid, 9)
+
+    def kill() -> list[int]:
+        """Kill what is found, as long as it is there; return the cages."""
+        daemons = _qemu_processes() - before
+        cages = [pid for pid, (name, parent) in _processes().items() if (name, parent) == OUR_CAGE]
+        for pid in cages if daemons and is_cage_late else ():
+            os.kill(pid, signal.SIGSTOP)
+        for pid in daemons:
+            os.kill(pid, signal.SIGKILL)
+        return cages if daemons else []
+
+    async with asyncio.timeout(60):
+        while not (cages := kill()):  # noqa: ASYNC110 - processes do not signal
+            await asyncio.sleep(0.001)
+    if is_cage_late:
+        await asyncio.wait({export}, timeout=0.5)
+        assert not export.done()
+        for pid in cages:
+            os.kill(pid, signal.SIGCONT)
     with pytest.raises(qemu_img.ToolKilled):
-        await asyncio.wait_for(export, 20)
+        await asyncio.wait_for(export, 60)
+    assert _qemu_processes() == before
+
+
+async def test_a_storage_daemon_that_is_killed_as_it_greets_is_the_same_error(
+    xfs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _scattered(xfs_dir / "source", 10, 64 * MIB)
+    before = _qemu_processes()
+    connect = QMPClient.connect
+
+    async def connect_to_the_dead(client: QMPClient, line: socket.socket) -> None:
+        await connect(client, line)
+        for pid in _qemu_processes() - before:
+            os.kill(pid, signal.SIGKILL)
+        raise AssertionError  # as the library does when it notices at this very moment
+
+    monkeypatch.setattr(QMPClient, "connect", connect_to_the_dead)
+    with pytest.raises(qemu_img.ToolKilled):
+        await qemu_storage_daemon.back_up_to_qcow2(
+            source, _empty(xfs_dir / "target"), virtual_size_bytes=64 * MIB
+        )
     assert _qemu_processes() == before
 
 
 async def _until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - files and processes do not signal
             await asyncio.sleep(0.001)
 
@@ -313,18 +360,24 @@ def _qemu_processes() -> set[int]:
     """Return the storage daemons that are our own descendants' (others run tests here too)."""
     found = set()
     ours = {os.getpid()}
-    stats = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name, rest = (entry / "stat").read_text().rsplit(")", 1)
-            except OSError:
-                continue
-            stats[int(entry.name)] = (name.partition("(")[2], int(rest.split()[1]))
+    stats = _processes()
     for pid, (name, _) in stats.items():
         ancestor = pid
         while ancestor in stats and ancestor not in ours:
             ancestor = stats[ancestor][1]
         if ancestor in ours and name.startswith("qemu-storage"):
             found.add(pid)
+    return found
+
+
+def _processes() -> dict[int, tuple[str, int]]:
+    """Return the name and the parent of every process."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                name, rest = (entry / "stat").read_text().rsplit(")", 1)
+            except OSError:
+                continue
+            found[int(entry.name)] = (name.partition("(")[2], int(rest.split()[1]))
     return found

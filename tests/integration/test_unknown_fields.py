@@ -163,7 +163,7 @@ async def test_one_object_is_read_from_the_watch(registry: KubeRegistry[BackingI
     assert registry.find_cached("golden") is None
     watching = asyncio.create_task(registry.run())
     try:
-        await asyncio.wait_for(registry.wait_synced(), 10)
+        await asyncio.wait_for(registry.wait_synced(), 60)
         found = registry.find_cached("golden")
         assert found is not None
         assert found.spec.min_number_of_copies == 2

@@ -39,9 +39,9 @@ def test_a_token_signs_in_to_every_replica(tmp_path: Path) -> None:
     try:
         for replica, url in zip(replicas, urls, strict=True):
             replica.start()
-            poll(functools.partial(answers, url), timeout_s=20, what=replica.said())
+            poll(functools.partial(answers, url), what=replica.said())
         token = yaml.safe_load(kubeconfig.read_text())["users"][0]["user"]["token"]
-        with httpx2.Client(trust_env=False) as http:
+        with httpx2.Client(trust_env=False, timeout=60) as http:
             page = http.get(f"{urls[0]}/login")
             assert "one-time link" not in page.text
             assert http.post(f"{urls[0]}/login", data={"token": "wrong"}).status_code == 403

@@ -273,7 +273,7 @@ async def stream_of(browser: Browser, path: str) -> str:
 
 async def next_event(lines: AsyncIterator[str]) -> tuple[str, str]:
     name, data = "", []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for line in lines:
             if line.startswith("event: "):
                 name = line.removeprefix("event: ")

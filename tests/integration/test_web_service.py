@@ -23,13 +23,13 @@ def printed_link(service: ServiceProcess) -> str:
 
 
 def test_the_link_signs_in_and_port_and_session_survive_a_restart(tmp_path: Path) -> None:
-    with running(tmp_path / "data") as service, httpx2.Client(trust_env=False) as http:
+    with running(tmp_path / "data") as service, httpx2.Client(trust_env=False, timeout=60) as http:
         link = printed_link(service)
         base = link.partition("/login")[0]
         assert http.get(link).status_code == 200
         assert http.get(f"{base}/images").status_code == 200
         assert http.get(link).status_code == 303
-        assert httpx2.get(link, trust_env=False).status_code == 403
+        assert httpx2.get(link, trust_env=False, timeout=60).status_code == 403
         metrics = http.get(f"{base}/metrics").text
         assert "shorthorn_pool_capacity_bytes" in metrics
         for direction in ("upload", "download"):
@@ -38,7 +38,7 @@ def test_the_link_signs_in_and_port_and_session_survive_a_restart(tmp_path: Path
 
         again = service.run("login")
         assert again.returncode == 0
-        with httpx2.Client(trust_env=False) as other:
+        with httpx2.Client(trust_env=False, timeout=60) as other:
             assert other.get(again.stdout.strip()).status_code == 200
 
         assert service.stop() == 0

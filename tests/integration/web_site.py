@@ -48,7 +48,7 @@ class Running:
 
     def browser(self) -> httpx2.AsyncClient:
         """Return a client without a session."""
-        return httpx2.AsyncClient(base_url=self.url, trust_env=False)
+        return httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=60)
 
     @contextlib.asynccontextmanager
     async def signed_in(self) -> AsyncIterator[Browser]:
@@ -60,7 +60,7 @@ class Running:
 
     async def until(self, registry: KubeRegistry[Any], holds: Callable[[], object]) -> None:
         """Wait until the watch of a kind shows something."""
-        async with asyncio.timeout(10), registry.subscribe() as names:
+        async with asyncio.timeout(60), registry.subscribe() as names:
             while not holds():
                 await anext(names)
 

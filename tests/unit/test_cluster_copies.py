@@ -274,7 +274,7 @@ async def test_a_controller_that_dies_at_any_step_is_followed_by_one_that_goes_o
     await room(three, "a", 1 << 50)
     images, copies = three.images.writes, three.copies.writes
     await three.create_image(min_number_of_copies=2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for _ in range(400):
             if len(images) + len(copies) > writes:
                 break

@@ -21,7 +21,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the real writer leaves when it is killed somewhere."""
     directory = tmp_path_factory.mktemp("journal")
     with subprocess.Popen([sys.executable, "-m", "shorthorn.demo.writer", directory]) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 200
         while writer.read_position(directory).ended < WRITES:
             assert process.poll() is None
             assert time.monotonic() < deadline

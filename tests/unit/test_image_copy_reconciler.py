@@ -98,7 +98,7 @@ class Host:
             elif self.woken.is_set():
                 self.woken.clear()
             elif self.reconciler._transfers.is_known(NAME):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     await self.woken.wait()
             else:
                 return

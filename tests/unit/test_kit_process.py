@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,8 @@ from shorthorn.kit import process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE_S = 10.0
+#: Nothing here needs it; a loaded machine may.
+PATIENCE_S = 60.0
 
 
 def is_alive(pid: int) -> bool:
@@ -142,12 +142,14 @@ async def test_what_a_program_leaves_behind_in_its_group_is_killed() -> None:
     await ends(int(result.stdout))
 
 
-async def test_a_grandchild_that_fled_with_our_pipes_does_not_hold_us_up() -> None:
-    started = time.monotonic()
-    script = "setsid sleep 5 & echo done"
+async def test_a_grandchild_that_fled_with_our_pipes_does_not_hold_us_up(tmp_path: Path) -> None:
+    fifo = tmp_path / "fled"
+    os.mkfifo(fifo)
+    script = f"setsid sh -c 'echo $$ > {fifo}; exec sleep 300' & cat {fifo}"
     result = await process.run(["sh", "-c", script], timeout_s=PATIENCE_S)
-    assert result.text == "done\n"
-    assert time.monotonic() - started < 4
+    fled = int(result.text)
+    assert is_alive(fled), "we have its output while it still holds the pipes"
+    os.kill(fled, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("delay_ms", [0, 1, 5, 20, 50])

@@ -59,7 +59,7 @@ async def test_a_thread_that_got_no_work_ends() -> None:
     before = ready_threads()
     async with ReadyThread():
         (thread,) = ready_threads() - before
-    await in_thread(thread.join, 5)
+    await in_thread(thread.join, 60)
     assert not thread.is_alive()
 
 

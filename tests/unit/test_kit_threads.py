@@ -38,7 +38,7 @@ async def test_the_number_of_threads_is_bounded() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        full.wait(timeout=10)
+        full.wait(timeout=60)
         with lock:
             running -= 1
 
@@ -62,11 +62,11 @@ async def test_a_cancellation_is_delivered_when_the_work_has_ended() -> None:
     def work() -> None:
         nonlocal ended
         started.set()
-        go_on.wait(timeout=10)
+        go_on.wait(timeout=60)
         ended = True
 
     task = asyncio.create_task(in_thread(work))
-    await asyncio.to_thread(started.wait, 10)
+    await asyncio.to_thread(started.wait, 60)
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)
@@ -83,11 +83,11 @@ async def test_stoppable_work_is_told_to_stop() -> None:
 
     def work(stop: threading.Event) -> None:
         started.set()
-        assert stop.wait(timeout=10)
+        assert stop.wait(timeout=60)
         raise InterruptedError
 
     task = asyncio.create_task(in_stoppable_thread(work))
-    await asyncio.to_thread(started.wait, 10)
+    await asyncio.to_thread(started.wait, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -95,5 +95,5 @@ async def test_stoppable_work_is_told_to_stop() -> None:
 
 async def test_stop_iteration_in_a_thread_reaches_its_caller() -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await in_thread(next, iter(()))

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fakes import virtual_time
 
 from shorthorn.controllers.transfers import Transfers
 from shorthorn.domain.errors import Unavailable
@@ -27,7 +28,7 @@ class Changes:
         self._some.set()
 
     async def next(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await self._some.wait()
         self._some.clear()
 
@@ -66,26 +67,29 @@ async def test_a_failure_that_nobody_asks_for_makes_no_noise() -> None:
     transfers.forget("a")
 
 
-async def test_progress_is_told_at_intervals_and_the_last_is_kept() -> None:
-    changes = Changes()
-    transfers: Transfers[None] = Transfers(changes, interval_s=0.5)
-    go_on = asyncio.Event()
+def test_progress_is_told_at_intervals_and_the_last_is_kept() -> None:
+    async def main() -> None:
+        changes = Changes()
+        transfers: Transfers[None] = Transfers(changes, interval_s=0.5)
+        go_on = asyncio.Event()
 
-    async def work(report: ReportProgress) -> None:
-        for number in range(100):
-            report(Progress(number, 100))
-            if number == 50:
-                await asyncio.sleep(0.6)
-        await go_on.wait()
+        async def work(report: ReportProgress) -> None:
+            for number in range(100):
+                report(Progress(number, 100))
+                if number == 50:
+                    await asyncio.sleep(0.6)
+            await go_on.wait()
 
-    transfers.start("a", work)
-    await changes.next()
-    assert transfers.progress("a") == Progress(99, 100)
-    assert changes.names == ["a"]
-    go_on.set()
-    await changes.next()
-    assert changes.names == ["a", "a"]
-    assert transfers.progress("nobody") == Progress(0, 0)
+        transfers.start("a", work)
+        await changes.next()
+        assert transfers.progress("a") == Progress(99, 100)
+        assert changes.names == ["a"]
+        go_on.set()
+        await changes.next()
+        assert changes.names == ["a", "a"]
+        assert transfers.progress("nobody") == Progress(0, 0)
+
+    virtual_time.run(main())
 
 
 async def test_work_that_ends_soon_tells_of_its_end_alone() -> None:

@@ -46,6 +46,8 @@ PROGRESS_INTERVAL_S = 0.25
 #: From the program's start to its greeting; 10 ms on an idle machine.
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
+#: From the end of its line to its own.
+END_TIMEOUT_S = 5.0
 
 _JOB = "export"
 _SOURCE = "/image/source"
@@ -175,10 +177,15 @@ async def _daemon(
     qmp = QMPClient("qcow2-export")
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            await qmp.connect(ours)
+            await _connect(qmp, ours)
         yield qmp
         await _quit(qmp, daemon)
     except (QMPError, EOFError, ConnectionError) as exc:
+        # The line ends a moment before the cage does, whose own status tells what befell the
+        # daemon; one that we ended ourselves would tell of us.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await daemon.wait()
         returncode = await daemon.stop()
         raise failure("qemu-storage-daemon", returncode, daemon.stderr) from exc
     finally:
@@ -187,6 +194,15 @@ async def _daemon(
         with contextlib.suppress(QMPError, EOFError, OSError):
             await qmp.disconnect()
         ours.close()
+
+
+async def _connect(qmp: QMPClient, line: socket.socket) -> None:
+    """Greet the daemon. Raises: QMPError, EOFError: the line has ended."""
+    try:
+        await qmp.connect(line)
+    except AssertionError as exc:
+        # The library is sure that a line that was up a moment ago is still up.
+        raise EOFError("the line ended as soon as it was up") from exc
 
 
 async def _quit(qmp: QMPClient, daemon: process.Child) -> None:

@@ -117,8 +117,9 @@ class Roles:
         self._claim_controller.enqueue(key)
         if claim is None:
             return
-        if claim["spec"].get("volumeName"):
-            self._volume_controller.enqueue(claim["spec"]["volumeName"])
+        # One that goes while its volume is made never heard of it; the volume has to go as well.
+        made_for = f"pvc-{claim['metadata']['uid']}"
+        self._volume_controller.enqueue(claim["spec"].get("volumeName") or made_for)
         source = source_of(claim)
         if source.get("kind") == "VolumeSnapshot":
             self._snapshot_controller.enqueue(f"{claim['metadata']['namespace']}/{source['name']}")
