@@ -59,9 +59,11 @@ def test_the_driver_is_replaced_under_a_pod(own: PodUser, installed: Installatio
     old = installed.driver_on(node.name)["metadata"]
     where = (f"daemonset/{DAEMONSET}", f"--namespace={NAMESPACE}")
     installed.plane.kubectl("rollout", "restart", *where)
-    own.api.wait_gone("Pod", NAMESPACE, old["name"])
+    # The other node's may be first.
+    gone = {"timeout_s": 120.0}
+    own.api.wait("Pod", NAMESPACE, old["name"], lambda pod: pod is None, **gone)
     writes_on(node, before)
-    installed.plane.kubectl("rollout", "status", *where, "--timeout=50s")
+    installed.plane.kubectl("rollout", "status", *where, "--timeout=120s")
     assert installed.driver_on(node.name)["metadata"]["uid"] != old["uid"]
     everything_works(own, node, before)
 
