@@ -31,7 +31,8 @@ from lightkube.types import CascadeType, PatchType
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-DEADLINE_S = 10.0
+#: A garbage collector of Kubernetes learns of new kinds every half minute.
+DEADLINE_S = 45.0
 FIVE = ["i1", "i2", "i3", "i4", "i5"]
 BackingImage: Any = create_namespaced_resource(
     "longhorn.io", "v1beta2", "BackingImage", "backingimages"

@@ -196,7 +196,7 @@ class ControlPlane:
     def install_crds(self) -> None:
         """Install the CRDs that the embedded server reads, and wait until they are served."""
         self.apply(CRDS)
-        waiting = ("crd", "--all", "--for=condition=Established", "--timeout=30s")
+        waiting = ("crd", "--all", "--for=condition=Established", "--timeout=90s")
         self.kubectl("wait", *waiting)
 
     def apply(self, manifests: Manifests) -> str:

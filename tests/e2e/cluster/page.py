@@ -107,7 +107,7 @@ class Page(User):
         text = manifests.read_own("backing-image.yaml")
         self.apply(text.replace("@URL@", foreign.url).replace("@SHA512@", foreign.sha512))
         place = f"--namespace={NAMESPACE}"
-        ready = ("--for=condition=Ready", "--timeout=50s")
+        ready = ("--for=condition=Ready", "--timeout=100s")
         self.release.plane.kubectl("wait", f"backingimage/{IMAGE}", place, *ready)
 
     def forget(self, snapshot: str, content: str) -> None:

@@ -27,7 +27,7 @@ _LOG_TAIL = 4000
 #: What ends by itself is started again so often, a kubelet's first try.
 _CARE_S = 0.3
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_LOWEST_PORT = 10_240
+_LOWEST_PORT, _USUAL_EPHEMERAL = 10_240, 32_768
 #: Ports that this process has given away, each held by a socket of its name.
 _GIVEN: list[socket.socket] = []
 
@@ -46,7 +46,7 @@ def free_port(address: str = "127.0.0.1") -> int:
     while the server is away. Somebody who tries to reach it then even connects to himself.
     """
     highest = int(_EPHEMERAL.read_text().split()[0])
-    ports = list(range(_LOWEST_PORT, highest))
+    ports = list(range(_LOWEST_PORT, highest)) or list(range(_LOWEST_PORT, _USUAL_EPHEMERAL))
     random.shuffle(ports)
     for port in ports:
         name = socket.socket(socket.AF_UNIX)
@@ -60,7 +60,7 @@ def free_port(address: str = "127.0.0.1") -> int:
             continue
         _GIVEN.append(name)
         return port
-    raise AssertionError(f"no port of {_LOWEST_PORT} to {highest} is free")
+    raise AssertionError(f"none of {len(ports)} ports is free")
 
 
 def on_host(name: str, argv: Sequence[str]) -> list[str]:

@@ -368,7 +368,7 @@ def apply_documents(release: Release) -> None:
     plane.apply([d for d in documents if d["kind"] == "CustomResourceDefinition"])
     # As clusters have them: those of the embedded server also take what no cluster takes.
     plane.apply(SNAPSHOT_CRDS)
-    plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=90s")
     plane.apply([d for d in documents if d["kind"] != "CustomResourceDefinition"])
 
 

@@ -84,7 +84,7 @@ def made() -> Iterator[Installed]:
         helm = Helm(plane, NAMESPACE)
         refused.append(helm.refusal({}))
         helm.install(VALUES)
-        plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+        plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=90s")
         plane.restart("snapshot-controller")
 
     try:

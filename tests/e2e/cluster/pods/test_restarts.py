@@ -104,7 +104,7 @@ def test_a_drained_node_gets_its_pod_back(own: PodUser, installed: Installation)
     node = first["spec"]["nodeName"]
     counted = own.counted("s-0")
     # What is in the controller's emptyDir, its socket, is made anew elsewhere.
-    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=50s")
+    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s")
     try:
         installed.plane.kubectl("drain", node, *options)
         waiting = own.api.wait("Pod", own.namespace, "s-0", _cannot_be_scheduled)
