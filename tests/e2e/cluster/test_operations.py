@@ -249,7 +249,7 @@ def test_an_export_is_kept_in_a_pool_that_becomes_full_in_its_midst(
 ) -> None:
     """Its content is fixed, and made an image of when there is room."""
     small, image = release.node("small"), f"{own.namespace}-image"
-    with source_on(own, "small") as device, contextlib.ExitStack() as full:
+    with source_on(own, "small", blocks=16_000) as device, contextlib.ExitStack() as full:
         wanted = sum_of(device)
         export(own, image, own.bound("source")["spec"]["csi"]["volumeHandle"])
         by_and_by(small.driver, lambda: CAPTURED & states_of(own, image), what="a capture")
@@ -276,11 +276,11 @@ def export(own: User, image: str, volume: str) -> None:
 
 
 @contextmanager
-def source_on(own: User, node: str) -> Iterator[Path]:
-    """The device of claim `source`, with random bytes in thousands of extents."""
+def source_on(own: User, node: str, *, blocks: int = 2_000) -> Iterator[Path]:
+    """The device of claim `source`, with random bytes in so many extents."""
     own.claim("source", "128Mi", volumeMode="Block", node=node)
     with own.mounted("source") as device:
-        scatter(device, 128, blocks=16_000)
+        scatter(device, 128, blocks=blocks)
         yield device
 
 
