@@ -31,6 +31,7 @@ from lightkube.types import CascadeType, PatchType
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+#: A garbage collector of Kubernetes learns of new kinds every half minute.
 DEADLINE_S = 60.0
 FIVE = ["i1", "i2", "i3", "i4", "i5"]
 BackingImage: Any = create_namespaced_resource(

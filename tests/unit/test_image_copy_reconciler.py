@@ -203,7 +203,6 @@ async def test_events_do_not_shorten_the_wait_after_a_failure(
     ("method", "error", "reason"),
     [
         pytest.param("begin_export", NoSpace("pool", 9, 1), "NoSpace", id="capture"),
-        pytest.param("finish_export", NoSpace("pool", 9, 1), "NoSpace", id="conversion"),
         pytest.param(
             "finish_export", ImageFailed("golden", "too large"), "BackingImageFailed", id="refused"
         ),
@@ -222,6 +221,26 @@ async def test_what_cannot_be_made_fails_once_and_leaves_nothing(
     await host.restart()
     await host.settle()
     assert host.engine.calls.count((method, KEY.name)) == 1
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_what_was_captured_in_a_pool_that_is_full_then_waits_for_room(
+    host: Host, is_restarted: bool
+) -> None:
+    host.engine.faults["finish_export"] = NoSpace("pool", 9, 1)
+    await host.create("export-from-volume", EXPORT)
+    while (await host.get()).status.state is not CopyState.FAILED:
+        await host.step()
+        await asyncio.sleep(0.001)
+    copy = await host.get()
+    assert (copy.status.reason, copy.status.message) == ("NoSpace", str(NoSpace("pool", 9, 1)))
+    when = host.engine.fixed[KEY][0]
+    if is_restarted:
+        await host.restart()
+    await host.settle()
+    copy = await host.get()
+    assert (copy.status.state, copy.status.reason) == (CopyState.READY, "")
+    assert copy.status.point_in_time == when
 
 
 async def test_a_capture_that_may_pass_is_told_and_tried_again(host: Host) -> None:

@@ -324,16 +324,19 @@ class ImageCopyReconciler:
         """
         name = copy.meta.name
         is_ready = copy.status.state is CopyState.READY and not isinstance(exc, errors.Corrupt)
+        # Of a moment that is over there is nothing but what was captured: that waits for room.
+        waits_for_room = isinstance(exc, errors.NoSpace) and planning.is_captured(copy)
         if is_ready:
             # It stays so when only its checksum could not be computed this time.
             log.warning("image copy %s: %s", name, exc)
         elif is_final(exc):
-            await self._engine.discard_staging(_key(copy))
+            if not waits_for_room:
+                await self._engine.discard_staging(_key(copy))
             await self._fail(copy, exc, **self._verified(name))
         else:
             await self._report(copy, reason=reason_of(exc), message=str(exc))
         self._end(name)
-        if is_final(exc) and not is_ready:
+        if is_final(exc) and not is_ready and not waits_for_room:
             return None
         return self._retries.failed(name)
 

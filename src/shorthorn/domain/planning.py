@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
+from shorthorn.domain.errors import NoSpace
 from shorthorn.domain.image_bytes import VERIFY_AT
 from shorthorn.domain.models import (
     CopyState,
@@ -127,12 +128,24 @@ def plan_copy(copy: ImageCopy | None, record: ImageRecord | None, *, is_moving: 
         return _plan_complete_copy(copy, record, is_moving=is_moving)
     if copy.status.state is CopyState.READY:
         return Step.REPORT_LOST
-    if copy.status.state in (CopyState.FAILED, CopyState.FAILED_AND_CLEANUP) or is_moving:
+    is_failed = copy.status.state in (CopyState.FAILED, CopyState.FAILED_AND_CLEANUP)
+    if is_moving or (is_failed and not _awaits_room(copy)):
         return Step.NOTHING
     is_export = copy.spec.source_type == SourceType.EXPORT_FROM_VOLUME
     if is_export and copy.status.point_in_time is None:
         return Step.CAPTURE
     return Step.TRANSFER
+
+
+def is_captured(copy: ImageCopy) -> bool:
+    """Whether what an export is made of was fixed in time: nothing else holds that moment."""
+    is_export = copy.spec.source_type == SourceType.EXPORT_FROM_VOLUME
+    return is_export and copy.status.point_in_time is not None
+
+
+def _awaits_room(copy: ImageCopy) -> bool:
+    """Whether it failed in a full pool only; its maker keeps what it is made of."""
+    return copy.status.reason == NoSpace.reason and is_captured(copy)
 
 
 def _plan_complete_copy(copy: ImageCopy, record: ImageRecord, *, is_moving: bool) -> Step:

@@ -100,6 +100,7 @@ class CommandLines:
             "--profiling=false",
             f"--audit-policy-file={self._audit_policy()}",
             f"--audit-log-path={self.audit_log}",
+            "--audit-log-maxsize=4096",  # MiB: else it begins anew at 100
         ]
 
     @property

@@ -14,6 +14,7 @@ import secrets
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from tests.integration.daemon_process import poll
 from tests.integration.service_api import Api
 
 CRDS = ROOT / "src" / "shorthorn" / "kube" / "crds"
-_KUBECTL_S = 60.0
+#: Longer than any `--timeout` that a test gives: kubectl then says itself what it waited for.
+_KUBECTL_S = 150.0
 _PORT_OF_SERVICE = 443  # of Service `kubernetes`, always
 #: What each sidecar logs once its driver has answered.
 _SIDECAR_READY = "ServeMux listening"
@@ -172,15 +174,29 @@ class ControlPlane:
         found = self.api.find("Lease", namespace, lease)
         return str(((found or {}).get("spec") or {}).get("holderIdentity") or "")
 
+    def leads(self, process: Process, identity: str, lease: str, namespace: str) -> bool:
+        """Whether a process that runs holds a lease, and has said so itself.
+
+        A lease has its holder's name long after the holder was killed, and before one of the same
+        name, started anew, has looked at it.
+        """
+        found = self.api.find("Lease", namespace, lease) or {"spec": {}}
+        renewed = found["spec"].get("renewTime")
+        is_its = found["spec"].get("holderIdentity") == identity and renewed
+        if not is_its or not process.is_running:
+            return False
+        return datetime.fromisoformat(renewed).timestamp() > process.started_at
+
     def _leads(self) -> bool:
-        return bool(self.holder("snapshot-controller-leader"))
+        name = "snapshot-controller"
+        return self.leads(self.processes[name], name, f"{name}-leader", "kube-system")
 
     # ---- Objects --------------------------------------------------------------------------------
 
     def install_crds(self) -> None:
         """Install the CRDs that the embedded server reads, and wait until they are served."""
         self.apply(CRDS)
-        waiting = ("crd", "--all", "--for=condition=Established", "--timeout=30s")
+        waiting = ("crd", "--all", "--for=condition=Established", "--timeout=90s")
         self.kubectl("wait", *waiting)
 
     def apply(self, manifests: Manifests) -> str:

@@ -13,15 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.e2e.cluster.processes import Process
-from tests.e2e.cluster.release import NAMESPACE, Node, Pod, Release
+from tests.e2e.cluster.release import LEASES, Node, Pod, Release
 from tests.integration.daemon_process import poll
 
-#: The lease of each sidecar that leads.
-LEASES = {
-    "csi-provisioner": "driver-longhorn-io",
-    "csi-snapshotter": "external-snapshotter-leader-driver-longhorn-io",
-    "csi-resizer": "external-resizer-driver-longhorn-io",
-}
 _ESTABLISHED = "01"
 
 
@@ -37,12 +31,50 @@ def standing_still(process: Process) -> Iterator[None]:
             os.killpg(group, signal.SIGCONT)
 
 
+def by_and_by(
+    process: Process, until: Callable[[], object], *, what: str, slice_s: float = 0.02
+) -> None:
+    """Let a process work a moment at a time until something is so; it stands still then.
+
+    However fast it is, it comes no further than one moment.
+    """
+    group = process.pid
+
+    def is_so() -> bool:
+        os.killpg(group, signal.SIGSTOP)
+        found = bool(until())
+        if not found:
+            os.killpg(group, signal.SIGCONT)
+        return found
+
+    try:
+        poll(is_so, what=what, interval_s=slice_s)
+    except BaseException:
+        os.killpg(group, signal.SIGCONT)
+        raise
+
+
+@contextlib.contextmanager
+def crammed(node: Node) -> Iterator[None]:
+    """A pool without room, whatever its node thinks of it."""
+    ballast = node.pool / "ballast"
+    try:
+        with ballast.open("wb") as file:
+            for step in (16 << 20, 1 << 20, 4096):
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
+        yield
+    finally:
+        ballast.unlink()
+
+
 @contextlib.contextmanager
 def mended(release: Release) -> Iterator[None]:
     """Whatever happens, all of the release and its cluster runs again at the end.
 
-    A kubelet would start each container again by itself. Sidecars end when their driver goes or
-    their lease is lost, which may be noticed late: a pod that lacks one is started as a whole.
+    A kubelet would start each container again by itself. A pod that lacks one is started as a
+    whole.
     """
     try:
         yield
@@ -67,8 +99,7 @@ def tended(release: Release, until: Callable[[], object]) -> Callable[[], bool]:
 
     def look() -> bool:
         for process in release.plane.processes.values():
-            if not process.is_running:
-                process.launch()
+            process.launch_if_ended()
         return bool(until())
 
     return look
@@ -80,15 +111,12 @@ def _is_of_a_pod(release: Release, process: Process) -> bool:
 
 
 def _is_whole(release: Release) -> bool:
-    names = {pod.name for pod in release.controllers}
-    leases = ("shorthorn-controller", *LEASES.values())
-    return all(release.plane.holder(lease, NAMESPACE) in names for lease in leases)
+    return all(release.leading(container) for container in LEASES)
 
 
 def leader_of(release: Release, sidecar: str) -> Pod:
     """Return the controller pod whose sidecar works."""
-    holder = release.plane.holder(LEASES[sidecar], NAMESPACE)
-    return next(pod for pod in release.controllers if pod.name == holder)
+    return release.leader(sidecar)
 
 
 def sender_to(release: Release, receiver: Node) -> Node | None:

@@ -72,18 +72,22 @@ class NetworkNode:
     @contextlib.contextmanager
     def slowed(self, megabytes_per_s: int) -> Iterator[None]:
         """What comes to this node comes no faster, for a while."""
-        shape = ("tbf", "rate", f"{megabytes_per_s * 8}mbit", "burst", "1mb", "latency", "50ms")
-        _tc("add", "dev", self.link, "root", *shape)
+        _tc("add", "dev", self.link, "root", *_shape(megabytes_per_s))
         try:
             yield
         finally:
             _tc("del", "dev", self.link, "root")
+
+    def hasten(self, megabytes_per_s: int) -> None:
+        """Have what comes to this node, while it is `slowed`, come at another speed."""
+        _tc("change", "dev", self.link, "root", *_shape(megabytes_per_s))
 
 
 @dataclass(frozen=True)
 class Network:
     """The bridge, which the machine itself is on with `address`, and the nodes."""
 
+    bridge: str
     address: str
     nodes: tuple[NetworkNode, ...]
 
@@ -102,7 +106,7 @@ def network(count: int) -> Iterator[Network]:
             _ip("addr", "add", f"{prefix}.1/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         nodes = tuple(_add_node(owner, bridge, prefix, i) for i in range(count))
-        yield Network(f"{prefix}.1", nodes)
+        yield Network(bridge, f"{prefix}.1", nodes)
     finally:
         _remove(lambda maker: maker == owner)
 
@@ -179,6 +183,11 @@ def _ip(*words: str, may_fail: bool = False) -> str:
     said = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     assert may_fail or said.returncode == 0, f"ip {' '.join(words)}: {said.stderr}"
     return said.stdout
+
+
+def _shape(megabytes_per_s: int) -> tuple[str, ...]:
+    rate = f"{megabytes_per_s * 8}mbit"
+    return ("tbf", "rate", rate, "burst", "1mb", "latency", "50ms")
 
 
 def _tc(*words: str) -> None:

@@ -21,7 +21,7 @@ from tests.e2e.cluster.release import NAMESPACE, Release
 from tests.e2e.cluster.users import PATIENCE_S, User
 from tests.fakes.image_server import Served, serve
 from tests.integration.daemon_process import poll
-from tests.integration.service_api import error_of
+from tests.integration.service_api import Object, error_of
 
 from shorthorn.demo import manifests, tree, tree_source
 from shorthorn.demo.manifests import FillIn, Manifest
@@ -86,11 +86,17 @@ class Page(User):
     def handle_of(self, claim: str) -> str:
         return str(self.bound(claim)["spec"]["csi"]["volumeHandle"])
 
-    def error(self, snapshot: str) -> str:
-        """Return the error in the status of a VolumeSnapshot, once there is one."""
-        found = self.api.wait(
-            "VolumeSnapshot", "default", snapshot, lambda s: bool(error_of(s)), timeout_s=PATIENCE_S
-        )
+    def error(self, snapshot: str, *words: str) -> str:
+        """Return the error in the status of a VolumeSnapshot, once it has all of these words.
+
+        The snapshot controller may have complained before, of a content that it had not seen yet.
+        """
+
+        def is_told(found: Object | None) -> bool:
+            said = error_of(found)
+            return bool(said) and all(word in said for word in words)
+
+        found = self.api.wait("VolumeSnapshot", "default", snapshot, is_told, timeout_s=PATIENCE_S)
         return error_of(found)
 
     def has_image(self, name: str = IMAGE) -> bool:
@@ -101,7 +107,7 @@ class Page(User):
         text = manifests.read_own("backing-image.yaml")
         self.apply(text.replace("@URL@", foreign.url).replace("@SHA512@", foreign.sha512))
         place = f"--namespace={NAMESPACE}"
-        ready = ("--for=condition=Ready", "--timeout=50s")
+        ready = ("--for=condition=Ready", "--timeout=100s")
         self.release.plane.kubectl("wait", f"backingimage/{IMAGE}", place, *ready)
 
     def forget(self, snapshot: str, content: str) -> None:
@@ -117,7 +123,8 @@ class Page(User):
                 name = one["metadata"]["name"]
                 if name.removeprefix("uses-") not in keep:
                     force = ("--force",) if kind == "Pod" else ()
-                    self.release.plane.kubectl("delete", kind, name, *force)
+                    gone = "--ignore-not-found"  # what was being deleted
+                    self.release.plane.kubectl("delete", kind, name, gone, *force)
         for content in ("test-existing-backing", "test-on-demand-backing"):
             self.api.delete("VolumeSnapshotContent", "", content)
             self.api.wait_gone("VolumeSnapshotContent", "", content)

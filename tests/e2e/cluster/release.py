@@ -25,7 +25,7 @@ from tests.e2e.cluster import rights
 from tests.e2e.cluster.control_plane import ControlPlane, control_plane
 from tests.e2e.cluster.network import Network, NetworkNode, network
 from tests.e2e.cluster.node_calls import NodeCalls
-from tests.e2e.cluster.processes import ROOT, Process, binary, on_host
+from tests.e2e.cluster.processes import ROOT, Process, binary, cared_for, on_host
 from tests.integration import storage
 from tests.integration.daemon_process import poll, release
 
@@ -37,6 +37,15 @@ NODE_LABELS = {"kubernetes.io/os": "linux"}
 _REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
 #: They speak to a kubelet.
 _NOT_RUN = ("node-driver-registrar", "livenessprobe")
+#: Why sidecars end by themselves, as they say: a kubelet starts them again.
+_SIDECARS_END = ("stopped leading", "Lost connection to CSI driver")
+#: The lease of each container of a controller's pod that leads.
+LEASES = {
+    "shorthorn": "shorthorn-controller",
+    "csi-provisioner": "driver-longhorn-io",
+    "csi-snapshotter": "external-snapshotter-leader-driver-longhorn-io",
+    "csi-resizer": "external-resizer-driver-longhorn-io",
+}
 #: A sidecar finds its namespace in a file that a kubelet mounts; and a lease that its holder has
 #: left is to be taken over after seconds.
 _FOR_SIDECARS = (
@@ -226,21 +235,29 @@ class Release:
         """Return the names of the pods of the Deployment, once all are of its present template."""
         name = controllers_of(self.documents)["metadata"]["name"]
 
+        pods: list[str] = []
+
         def is_rolled_out() -> bool:
             wanted = ("get", "deployment", name, f"--namespace={NAMESPACE}", "--output=json")
             found = json.loads(self.plane.kubectl(*wanted))
             status, replicas = found["status"], found["spec"]["replicas"]
             counts = (status.get("updatedReplicas"), status.get("replicas"))
             is_seen = status.get("observedGeneration") == found["metadata"]["generation"]
-            return is_seen and counts == (replicas, replicas)
+            # What the status says may be of pods that were just taken away.
+            pods[:] = self._live_pods("controller")
+            return is_seen and counts == (replicas, replicas) and len(pods) == replicas
 
         poll(is_rolled_out, what=f"pods of {name}", interval_s=0.2)
-        return sorted(
+        return sorted(pods)
+
+    def _live_pods(self, component: str) -> list[str]:
+        """Return the names of a component's pods that are not going."""
+        return [
             pod["metadata"]["name"]
             for pod in self.plane.api.list("Pod", NAMESPACE)
-            if pod["metadata"]["labels"].get("app.kubernetes.io/component") == "controller"
+            if pod["metadata"]["labels"].get("app.kubernetes.io/component") == component
             and "deletionTimestamp" not in pod["metadata"]
-        )
+        ]
 
     def _add_containers(self, pod: Pod, workload: Mapping[str, Any]) -> None:
         spec = workload["spec"]["template"]["spec"]
@@ -298,10 +315,42 @@ class Release:
             for path in node.pool.glob(f"{kind}/*")
         ]
 
-    def leader(self) -> Pod:
-        """Return the controller pod that holds the lease."""
-        holder = self.plane.holder("shorthorn-controller", NAMESPACE)
-        return next(pod for pod in self.controllers if pod.name == holder)
+    def objects_left(self) -> list[str]:
+        """Return which of our objects of data there are."""
+        kinds = ("BackingImage", "ImageCopy", "Snapshot", "Volume")
+        return [
+            f"{kind} {found['metadata']['name']}"
+            for kind in kinds
+            for found in self.plane.api.list(kind, NAMESPACE)
+        ]
+
+    def leading(self, container: str) -> Pod | None:
+        """Return the controller pod whose container leads now, if one does."""
+        for pod in self.controllers:
+            if self.plane.leads(pod.processes[container], pod.name, LEASES[container], NAMESPACE):
+                return pod
+        return None
+
+    def leader(self, container: str = "shorthorn") -> Pod:
+        """Return the controller pod whose container leads, once one does."""
+        found: list[Pod] = []
+
+        def is_led() -> bool:
+            pod = self.leading(container)
+            found[:] = [] if pod is None else [pod]
+            return pod is not None
+
+        poll(is_led, what=f"a {container} that leads")
+        return found[0]
+
+    def sidecars(self) -> list[Process]:
+        """Return the processes of all controllers but our own program's."""
+        return [
+            process
+            for pod in [*self.controllers]
+            for name, process in [*pod.processes.items()]
+            if name != "shorthorn"
+        ]
 
 
 def controllers_of(documents: Documents) -> Mapping[str, Any]:
@@ -319,7 +368,7 @@ def apply_documents(release: Release) -> None:
     plane.apply([d for d in documents if d["kind"] == "CustomResourceDefinition"])
     # As clusters have them: those of the embedded server also take what no cluster takes.
     plane.apply(SNAPSHOT_CRDS)
-    plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=90s")
     plane.apply([d for d in documents if d["kind"] != "CustomResourceDefinition"])
 
 
@@ -374,8 +423,9 @@ def installed(
                 disks.enter_context(disk)
         made = Release(plane, net, layout, documents)
         try:
-            made.install(write)
-            yield made
+            with cared_for(made.sidecars, *_SIDECARS_END):
+                made.install(write)
+                yield made
         finally:
             made.clean_up()
 

@@ -35,7 +35,9 @@ class Right(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What was asked for. `name`: the object's; empty in creations, where no role depends on it."""
+    """What was asked for. `name`: the object's; empty where no role depends on it: in creations,
+    and of events, which nobody asks for a second time.
+    """
 
     right: Right
     name: str
@@ -107,7 +109,9 @@ def requests_recorded(directory: Path) -> list[Request]:
 
 def requests_in(audit_log: Path, namespace: str) -> Iterator[Request]:
     """Yield each request of the accounts."""
-    for line in audit_log.read_text().splitlines():
+    for line in audit_log.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            return  # it is being written
         event = json.loads(line)
         who = event["user"]["username"]
         target = event.get("objectRef")
@@ -115,7 +119,8 @@ def requests_in(audit_log: Path, namespace: str) -> Iterator[Request]:
             resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
             verb = event["verb"]
             right = Right(who.rpartition(":")[2], target.get("apiGroup", ""), resource, verb)
-            name = "" if verb == "create" else target.get("name", "")
+            is_named = verb != "create" and target["resource"] != "events"
+            name = target.get("name", "") if is_named else ""
             yield Request(right, name, _was_allowed(event))
 
 

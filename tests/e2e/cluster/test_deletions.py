@@ -239,7 +239,7 @@ def make_exported_image(owner: Owner) -> None:
             },
         }
     )
-    place = (f"--namespace={NAMESPACE}", "--for=condition=Ready", "--timeout=50s")
+    place = (f"--namespace={NAMESPACE}", "--for=condition=Ready", "--timeout=100s")
     owner.user.release.plane.kubectl("wait", f"backingimage/{owner.image}", *place)
 
 

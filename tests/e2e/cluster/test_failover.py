@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.cluster.failures import (
     arrived_bytes,
+    by_and_by,
     leader_of,
     mended,
     sender_to,
@@ -31,8 +32,9 @@ from tests.integration.service_api import Object, is_bound, is_ready
 pytestmark = pytest.mark.root
 
 IMAGE_MIB = 384
-#: So that a transfer takes a moment, and no checkpoint comes too late.
-MIB_PER_S = 60
+#: So that most of a transfer is still to come when it is noticed, and no checkpoint comes too late;
+#: and what it goes on with, once something was done to it.
+MIB_PER_S, MIB_PER_S_LATER = 25, 150
 #: Another leads 15 s after the last sign of life of the one before.
 TAKE_OVER_S = 40.0
 AWAY_S = 60.0
@@ -99,20 +101,26 @@ def restored_is(own: User, snapshot: str, node: str, wanted: str) -> None:
 # ---- Programs -----------------------------------------------------------------------------------
 
 
-def test_the_leader_dies_in_mid_snapshot(release: Release, own: User) -> None:
+@pytest.mark.parametrize("leads", ["shorthorn", "csi-snapshotter"])
+def test_a_controller_dies_in_mid_snapshot(release: Release, own: User, leads: str) -> None:
+    """The one that makes images, and the one that the leading snapshotter has asked."""
     own.claim("source", "320Mi")
     with own.mounted("source", "node-0") as directory:
         wanted = fill(directory, 1)
-        old = release.leader()
+        old = release.leader(leads)
         with standing_still(release.node("node-0").driver):
             image = begin_image(own, "s", "source", export_type="qcow2")
             old.driver.kill()
-        poll(lambda: release.leader() is not old, timeout_s=TAKE_OVER_S, what="another leader")
+        poll(
+            lambda: release.leading(leads) not in (None, old),
+            timeout_s=TAKE_OVER_S,
+            what="another leader",
+        )
         handle = ready_once(own, "s")
         before = snapshot_object(own, "s")["status"]
         old.kill()
         old.start()
-        assert release.leader() is not old
+        assert release.leader(leads) is not old
     restored_is(own, "s", "node-1", wanted)
     assert len(own.api.list("BackingImage", NAMESPACE)) == 1
     assert image in handle
@@ -126,12 +134,12 @@ def test_the_leader_dies_in_mid_restore(release: Release, own: User) -> None:
     with own.mounted("source", "node-0") as directory:
         wanted = fill(directory, 2)
         own.snapshot("s", "source", own.snapshot_class("bi", type="bi"))
-        own.ready("s")
+        image = own.image_of("s")["metadata"]["name"]
     old = release.leader()
     own.claim("copy", "400Mi", snapshot="s")
     with standing_still(release.node("node-1").driver):
         own.pod("uses-copy", "copy", "node-1")
-        poll(lambda: asked_of(own, "node-1"), what="an image that is asked for")
+        poll(lambda: asked_of(own, image, "node-1"), what="an image that is asked for")
         old.driver.kill()
     poll(lambda: release.leader() is not old, timeout_s=TAKE_OVER_S, what="another leader")
     where = release.node("node-1")
@@ -143,9 +151,9 @@ def test_the_leader_dies_in_mid_restore(release: Release, own: User) -> None:
     nothing_left(release, own)
 
 
-def asked_of(own: User, node: str) -> bool:
+def asked_of(own: User, image: str, node: str) -> bool:
     """Whether a node shall have a copy of an image, which a restore there begins with."""
-    return any(c["spec"]["nodeID"] == node for c in own.api.list("ImageCopy", NAMESPACE))
+    return any(copy["spec"]["nodeID"] == node for copy in copies_of(own, image))
 
 
 def volumes_of(own: User, claim: str) -> list[Object]:
@@ -162,7 +170,7 @@ def test_a_sidecar_dies_in_mid_work(release: Release, own: User, sidecar: str) -
         wanted = fill(directory, 3)
         pod = leader_of(release, "csi-snapshotter")
         with standing_still(release.node("node-0").driver):
-            begin_image(own, "s", "source")
+            image = begin_image(own, "s", "source")
             if sidecar == "csi-snapshotter":
                 pod.processes[sidecar].kill()
         assert ready_once(own, "s")
@@ -170,7 +178,7 @@ def test_a_sidecar_dies_in_mid_work(release: Release, own: User, sidecar: str) -
     pod = leader_of(release, "csi-provisioner")
     with standing_still(release.node("node-2").driver):
         own.pod("uses-copy", "copy", "node-2")
-        poll(lambda: asked_of(own, "node-2"), what="an image that is asked for")
+        poll(lambda: asked_of(own, image, "node-2"), what="an image that is asked for")
         if sidecar == "csi-provisioner":
             pod.processes[sidecar].kill()
     volume = own.bound("copy")
@@ -187,10 +195,10 @@ def test_the_snapshot_controller_dies_in_mid_snapshot(release: Release, own: Use
     with own.mounted("source", "node-0") as directory:
         wanted = fill(directory, 11)
         with standing_still(release.node("node-0").driver):
-            begin_image(own, "s", "source")
+            image = begin_image(own, "s", "source")
             release.plane.kill("snapshot-controller")
         # From here on the content is fixed, whoever asks for it again.
-        poll(lambda: states_of_copies(own) & CAPTURED, what="a capture")
+        poll(lambda: states_of(own, image) & CAPTURED, what="a capture")
         fill(directory, 12)
         release.plane.restart("snapshot-controller")
         assert ready_once(own, "s")
@@ -228,11 +236,12 @@ def test_a_node_dies_in_mid_export(release: Release, own: User) -> None:
     with own.mounted("source", "node-0") as device:
         scatter(device, 512, blocks=60_000)
         wanted = sum_of(device)
-        own.snapshot("s", "source", own.snapshot_class("bi", type="bi", export_type="qcow2"))
+        with standing_still(node.driver):
+            image = begin_image(own, "s", "source", export_type="qcow2")
         # From here on the content is fixed; the image is still to be made of it.
-        poll(lambda: states_of_copies(own) & CAPTURED, what="an export")
+        by_and_by(node.driver, lambda: states_of(own, image) & CAPTURED, what="a capture")
         node.kill()
-        assert "ready" not in states_of_copies(own), "the export was over before the kill"
+        assert "ready" not in states_of(own, image), "the export was over before the kill"
         write_at(device, 0, b"after the snapshot")
         node.start()
         assert ready_once(own, "s")
@@ -242,9 +251,9 @@ def test_a_node_dies_in_mid_export(release: Release, own: User) -> None:
     nothing_left(release, own)
 
 
-def states_of_copies(own: User) -> set[str]:
-    copies = own.api.list("ImageCopy", NAMESPACE)
-    return {str((copy.get("status") or {}).get("state", "")) for copy in copies}
+def states_of(own: User, image: str) -> set[str]:
+    """Return the states of an image's copies."""
+    return {str((c.get("status") or {}).get("state", "")) for c in copies_of(own, image)}
 
 
 def scatter(device: Path, megabytes: int, *, blocks: int) -> None:
@@ -317,6 +326,7 @@ def test_the_sender_dies_in_mid_transfer(release: Release, own: User, copies: in
     with receiver.network.slowed(MIB_PER_S):
         receiver, sender = begin_restore(release, own, image)
         sender.driver.kill()
+        receiver.network.hasten(MIB_PER_S_LATER)
         if copies == 1:
             sender.kill()
             sender.start()
@@ -338,6 +348,7 @@ def test_the_sender_is_cut_off_in_mid_transfer(release: Release, own: User, copi
     with receiver.network.slowed(MIB_PER_S):
         receiver, sender = begin_restore(release, own, image)
         sender.network.cut()
+        receiver.network.hasten(MIB_PER_S_LATER)
         try:
             if copies == 1:
                 stalled(receiver)
@@ -370,6 +381,7 @@ def test_the_receiver_dies_in_mid_transfer(release: Release, own: User) -> None:
     with receiver.network.slowed(MIB_PER_S):
         receiver, _ = begin_restore(release, own, image)
         receiver.kill()
+        receiver.network.hasten(MIB_PER_S_LATER)
         receiver.start()
         end_restore(release, own, receiver, wanted)
     came = receiver.network.received_bytes - before

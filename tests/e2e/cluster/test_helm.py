@@ -84,7 +84,7 @@ def made() -> Iterator[Installed]:
         helm = Helm(plane, NAMESPACE)
         refused.append(helm.refusal({}))
         helm.install(VALUES)
-        plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+        plane.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=90s")
         plane.restart("snapshot-controller")
 
     try:
@@ -95,6 +95,9 @@ def made() -> Iterator[Installed]:
                     content = fill(mounted, 1)
                     owner.snapshot("golden", "golden", owner.snapshot_class("bi", type="bi"))
                     owner.image_of("golden")
+                trusted = ("shorthorn-peer-ca", "shorthorn-peer-tls", "shorthorn-web")
+                for name in trusted:
+                    release.plane.api.wait("Secret", NAMESPACE, name, bool)
                 helm = Helm(release.plane, NAMESPACE)
                 yield Installed(release, helm, owner, content, refused[0])
             poll(lambda: not release.left(), what="an empty pool, once everything was deleted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import subprocess
 import sys
@@ -74,4 +75,5 @@ def test_nothing_is_left_of_a_network():
         said = subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout
         assert made.nodes[0].name not in said
         assert made.nodes[0].link not in said
-        assert made.address not in said
+        # Its addresses may be another network's by now.
+        assert not re.search(rf"\b{made.bridge}\b", said)

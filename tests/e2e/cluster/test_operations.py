@@ -7,8 +7,10 @@ that a test takes away is back at its end.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,14 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.cluster.failures import mended
+from tests.e2e.cluster.failures import by_and_by, crammed, mended, standing_still
 from tests.e2e.cluster.release import NAMESPACE, Layout, Machine, Node, Release, of_its_own
-from tests.e2e.cluster.test_failover import capacity_of
+from tests.e2e.cluster.test_failover import (
+    CAPTURED,
+    capacity_of,
+    scatter,
+    states_of,
+    sum_of,
+)
 from tests.e2e.cluster.test_nodes import MIB, checksum_of, digest, fill, ready_nodes
 from tests.e2e.cluster.users import User
 from tests.fakes.image_server import serve
 from tests.integration.daemon_process import poll
-from tests.integration.service_api import Object, is_bound
+from tests.integration.service_api import Object, error_of, is_bound, is_ready
 
 pytestmark = pytest.mark.root
 
@@ -48,8 +56,8 @@ LAYOUT = Layout(
     environment={"KUBE_FEATURE_WatchListClient": "false"},
 )
 IMAGE_MIB = 8
-#: A node is silent after a minute, which is noticed within ten seconds.
-SILENCE_S = 100.0
+#: A node is silent after a minute, which is noticed within ten seconds; who leads may change.
+SILENCE_S = 150.0
 AN_HOUR_AGO = (datetime.now(UTC) - timedelta(minutes=61)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -130,6 +138,39 @@ def test_an_evicted_pool_gives_its_copies_away(release: Release, own: User) -> N
         own.api.merge("Pool", NAMESPACE, name, {"spec": {"evictionRequested": False}})
 
 
+def test_an_evicted_copy_of_one_image_goes_once_another_is_made(
+    release: Release, own: User
+) -> None:
+    """`evictionRequested` in an image's own map: of this image only, and never without one."""
+    (pool,) = wish(release, "ssd")
+    other = download(own, "other", diskFileSpecMap=wish(release, "ssd"))
+    with downloaded(own, diskFileSpecMap=wish(release, "ssd"), nodeSelector=["fast"]) as image:
+        copies_on(own, image, "ssd")
+        with standing_still(release.node("fast").driver):
+            change(own, image, diskFileSpecMap={pool: {"evictionRequested": True}})
+            poll(lambda: nodes_of(own, image) == {"fast", "ssd"}, what="a copy to be made")
+            assert ready_nodes(own, image) == {"ssd"}
+            assert len(list(release.node("ssd").pool.glob(f"images/{image}/*"))) == 1
+        seen: list[set[str]] = []
+
+        def has_moved() -> bool:
+            seen.append(ready_nodes(own, image))
+            return seen[-1] == {"fast"}
+
+        poll(has_moved, what="a copy that has moved")
+        assert all(seen), "there was a moment without any copy"
+        assert list(release.node("ssd").pool.glob(f"images/{image}/*")) == []
+        assert ready_nodes(own, other) == {"ssd"}
+        own.api.delete("BackingImage", NAMESPACE, other)
+        own.api.wait_gone("BackingImage", NAMESPACE, other)
+
+
+def nodes_of(own: User, image: str) -> set[str]:
+    """Return the nodes that have a copy of an image, or shall have one."""
+    copies = own.api.list("ImageCopy", NAMESPACE)
+    return {c["spec"]["nodeID"] for c in copies if c["spec"]["image"] == image}
+
+
 def test_a_copy_that_nobody_uses_goes_after_an_hour(release: Release, own: User) -> None:
     """The hour is made by dating back what the cluster has noted; the last copy stays."""
     with downloaded(own, nodeSelector=["fast"], minNumberOfCopies=2) as image:
@@ -188,6 +229,65 @@ def test_a_full_pool_takes_nothing_and_goes_on_when_there_is_room(
     poll(lambda: available(release, "small") > 500 * MIB, what="a pool with room again")
     own.claim("later", "400Mi", volumeMode="Block", snapshot="s", node="small")
     assert release.node_of(own.bound("later")["spec"]["csi"]["volumeHandle"]) is small
+
+
+def test_an_export_in_a_full_pool_goes_on_when_there_is_room(release: Release, own: User) -> None:
+    with source_on(own, "small") as device:
+        wanted = sum_of(device)
+        with crammed(release.node("small")):
+            own.snapshot("s", "source", own.snapshot_class("bi", type="bi", export_type="qcow2"))
+            own.api.wait("VolumeSnapshot", own.namespace, "s", lambda s: "is full" in error_of(s))
+            assert not is_ready(own.api.get("VolumeSnapshot", own.namespace, "s"))
+            assert sum_of(device) == wanted
+        own.ready("s")
+    restored_is(own, wanted)
+
+
+@pytest.mark.full
+def test_an_export_is_kept_in_a_pool_that_becomes_full_in_its_midst(
+    release: Release, own: User
+) -> None:
+    """Its content is fixed, and made an image of when there is room."""
+    small, image = release.node("small"), f"{own.namespace}-image"
+    with source_on(own, "small", blocks=16_000) as device, contextlib.ExitStack() as full:
+        wanted = sum_of(device)
+        export(own, image, own.bound("source")["spec"]["csi"]["volumeHandle"])
+        by_and_by(small.driver, lambda: CAPTURED & states_of(own, image), what="a capture")
+        try:
+            assert "ready" not in states_of(own, image), "the export was over before"
+            full.enter_context(crammed(small))
+        finally:
+            os.killpg(small.driver.pid, signal.SIGCONT)
+        poll(lambda: condition(own, image, "Failed").get("reason") == "NoSpace", what="NoSpace")
+        full.close()
+        write_all(device)
+        copies_on(own, image, "small")
+    (base,) = small.pool.glob(f"images/{image}/*/base.raw")
+    assert sum_of(base) == wanted
+    own.api.delete("BackingImage", NAMESPACE, image)
+
+
+def export(own: User, image: str, volume: str) -> None:
+    """Ask for an image of a volume."""
+    kind = {"apiVersion": "longhorn.io/v1beta2", "kind": "BackingImage"}
+    parameters = {"volume-name": volume, "export-type": "qcow2"}
+    spec = {"sourceType": "export-from-volume", "sourceParameters": parameters}
+    own.api.create({**kind, "metadata": {"name": image, "namespace": NAMESPACE}, "spec": spec})
+
+
+@contextmanager
+def source_on(own: User, node: str, *, blocks: int = 2_000) -> Iterator[Path]:
+    """The device of claim `source`, with random bytes in so many extents."""
+    own.claim("source", "128Mi", volumeMode="Block", node=node)
+    with own.mounted("source") as device:
+        scatter(device, 128, blocks=blocks)
+        yield device
+
+
+def restored_is(own: User, wanted: str) -> None:
+    own.claim("copy", "128Mi", snapshot="s", volumeMode="Block")
+    with own.mounted("copy", "fast") as device:
+        assert sum_of(device) == wanted
 
 
 def write_all(device: Path) -> None:
@@ -306,6 +406,59 @@ def clear(node: Node) -> None:
     for kind in ("volumes", "snapshots", "images"):
         for path in node.pool.glob(f"{kind}/*"):
             shutil.rmtree(path)
+
+
+def test_a_claim_deleted_while_its_node_is_away_goes_when_that_is_back(
+    release: Release, own: User
+) -> None:
+    node = release.node("ssd")
+    own.claim("a", "64Mi")
+    with own.mounted("a", "ssd") as directory:
+        fill(directory, 11)
+    volume = own.bound("a")
+    handle = volume["spec"]["csi"]["volumeHandle"]
+    data = node.pool / "volumes" / handle / "volume.raw"
+    with mended(release):
+        node.kill()
+        own.api.delete("PersistentVolumeClaim", own.namespace, "a")
+        own.api.wait_gone("PersistentVolumeClaim", own.namespace, "a")
+        poll(lambda: is_going(own, handle), what="a volume whose deletion waits")
+        assert own.api.find("PersistentVolume", "", volume["metadata"]["name"]) is not None
+        assert data.exists()
+    own.api.wait_gone("Volume", NAMESPACE, handle)
+    assert not data.exists()
+    own.api.wait_gone("PersistentVolume", "", volume["metadata"]["name"])
+
+
+@pytest.mark.full
+def test_a_claim_deleted_after_its_node_was_forgotten_goes(release: Release, own: User) -> None:
+    """No pool says any more that it is silent; what has none for a minute is let go as well."""
+    node = release.node("ssd")
+    own.claim("a", "64Mi")
+    with own.mounted("a", "ssd") as directory:
+        fill(directory, 12)
+    volume = own.bound("a")
+    handle = volume["spec"]["csi"]["volumeHandle"]
+    with mended(release):
+        node.kill()
+        forget(release, node)
+        poll(lambda: len(release.pools()) == 2, timeout_s=SILENCE_S, what="a pool that is given up")
+        own.api.delete("PersistentVolumeClaim", own.namespace, "a")
+        poll(
+            lambda: own.api.find("Volume", NAMESPACE, handle) is None,
+            timeout_s=SILENCE_S,
+            what="no volume",
+        )
+        own.api.wait_gone("PersistentVolume", "", volume["metadata"]["name"])
+        remember(release, node)
+        poll(lambda: len(release.pools()) == 3, what="the pool again")
+        poll(partial(is_logged, node, handle), what=f"{handle} in the log")
+        assert (node.pool / "volumes" / handle / "volume.raw").exists()
+        clear(node)
+
+
+def is_going(own: User, volume: str) -> bool:
+    return "deletionTimestamp" in own.api.get("Volume", NAMESPACE, volume)["metadata"]
 
 
 def test_volumes_of_a_silent_node_wait_for_it(release: Release, own: User) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ import yaml
 from tests.e2e.cluster.release import NAMESPACE, Release
 from tests.e2e.cluster.test_nodes import MIB, ready_nodes
 from tests.e2e.cluster.users import User
+from tests.integration.daemon_process import poll
 
 pytestmark = pytest.mark.root
 
@@ -51,8 +53,24 @@ def token_of(own: User, name: str, rights: dict[str, dict[str, list[str]]]) -> s
             },
         ]
     )
+    user = f"system:serviceaccount:{own.namespace}:{name}"
+    for of, kinds in rights.items():
+        for kind, verbs in kinds.items():
+            for verb in verbs:
+                poll(partial(may, own, user, verb, of, kind), what=f"{user} may {verb} {kind}")
     kubeconfig = own.release.plane.kubeconfig_for_service_account(own.namespace, name)
     return str(yaml.safe_load(kubeconfig.read_text())["users"][0]["user"]["token"])
+
+
+def may(own: User, user: str, verb: str, group: str, kind: str) -> bool:
+    """Whether the API server, which reads roles by and by, lets a user do something."""
+    asked = {"namespace": NAMESPACE, "verb": verb, "group": group, "resource": kind}
+    answer = own.api.client.post(
+        "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+        json={"spec": {"user": user, "resourceAttributes": asked}},
+    )
+    assert answer.status_code == 201, answer.text
+    return bool(answer.json()["status"]["allowed"])
 
 
 @contextmanager
@@ -95,6 +113,7 @@ def test_the_page_shows_what_a_users_rights_allow(release: Release, own: User) -
     with web(release, headers={"Authorization": f"Bearer {viewer}"}) as http:
         assert http.head(f"/api/v1/images/{image}/upload").status_code == 403
     own.api.delete("BackingImage", NAMESPACE, image)
+    own.api.wait_gone("BackingImage", NAMESPACE, image)
 
 
 def test_bytes_go_to_a_node_and_come_back(release: Release, own: User) -> None:
@@ -103,9 +122,8 @@ def test_bytes_go_to_a_node_and_come_back(release: Release, own: User) -> None:
     path = f"/api/v1/images/{image}"
     sender = {"Authorization": f"Bearer {token_of(own, 'sender', SEND)}"}
     with web(release, headers=sender) as http:
-        own.api.wait(
-            "BackingImage", NAMESPACE, image, lambda _: http.head(f"{path}/upload").is_success
-        )
+        # The controller may hear of the image, and its node of the copy, later than we do.
+        poll(lambda: http.head(f"{path}/upload").is_success, what="an image that takes bytes")
         for offset, piece in ((0, content[: 5 * MIB]), (5 * MIB, content[5 * MIB :])):
             headers = {
                 "Content-Type": "application/offset+octet-stream",
@@ -114,7 +132,8 @@ def test_bytes_go_to_a_node_and_come_back(release: Release, own: User) -> None:
             }
             answer = http.patch(f"{path}/upload", content=piece, headers=headers)
             assert answer.status_code == 204, answer.text
-        own.api.wait("BackingImage", NAMESPACE, image, lambda _: bool(ready_nodes(own, image)))
+        poll(lambda: ready_nodes(own, image), what="a copy of the image")
+        poll(lambda: http.head(f"{path}/artifact").is_success, what="an image that gives bytes")
         assert http.get(f"{path}/artifact").content == content
         part = http.get(f"{path}/raw", headers={"Range": "bytes=1000000-1000999"})
         assert (part.status_code, part.content) == (206, content[1000000:1001000])

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.e2e.cluster.control_plane import ControlPlane
 from tests.e2e.cluster.release import NAMESPACE, Node, Release
+from tests.integration.daemon_process import poll
 from tests.integration.service_api import Api, Object, is_bound, is_ready
 
 PATIENCE_S = 90.0
@@ -169,10 +170,15 @@ class User(Tenant):
 
 @contextlib.contextmanager
 def user(release: Release, namespace: str) -> Iterator[User]:
-    """A user, whose namespace is empty at the end."""
+    """A user, whose namespace is empty at the end, and so are the pools for who comes next."""
     made = User(release, namespace)
     release.plane.make_namespace(namespace)
     yield made
     made.clear()
+
+    def left() -> list[str]:
+        return [*release.objects_left(), *release.left()]
+
+    poll(lambda: not left(), timeout_s=PATIENCE_S, what=f"nothing left, and not {left()}")
     # Its controller looks again after five seconds, for which nobody has to wait.
     release.plane.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx2
 import yaml
 from tests.e2e.cluster.control_plane import ControlPlane
 from tests.e2e.cluster.pods.runtimes import PATH, SOCKET, Runtime
@@ -65,7 +66,10 @@ class KubeNode:
         self.restart_kubelet()
 
     def _knows_its_pods(self) -> bool:
-        answer = self._plane.api.client.get(f"/api/v1/nodes/{self.name}/proxy/pods")
+        try:
+            answer = self._plane.api.client.get(f"/api/v1/nodes/{self.name}/proxy/pods")
+        except httpx2.TransportError:
+            return False
         if answer.status_code != 200:
             return False
         known = {pod["metadata"]["uid"] for pod in answer.json()["items"] or []}

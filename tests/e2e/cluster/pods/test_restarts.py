@@ -59,9 +59,11 @@ def test_the_driver_is_replaced_under_a_pod(own: PodUser, installed: Installatio
     old = installed.driver_on(node.name)["metadata"]
     where = (f"daemonset/{DAEMONSET}", f"--namespace={NAMESPACE}")
     installed.plane.kubectl("rollout", "restart", *where)
-    own.api.wait_gone("Pod", NAMESPACE, old["name"])
+    # The other node's may be first.
+    gone = {"timeout_s": 120.0}
+    own.api.wait("Pod", NAMESPACE, old["name"], lambda pod: pod is None, **gone)
     writes_on(node, before)
-    installed.plane.kubectl("rollout", "status", *where, "--timeout=50s")
+    installed.plane.kubectl("rollout", "status", *where, "--timeout=120s")
     assert installed.driver_on(node.name)["metadata"]["uid"] != old["uid"]
     everything_works(own, node, before)
 
@@ -102,7 +104,7 @@ def test_a_drained_node_gets_its_pod_back(own: PodUser, installed: Installation)
     node = first["spec"]["nodeName"]
     counted = own.counted("s-0")
     # What is in the controller's emptyDir, its socket, is made anew elsewhere.
-    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=50s")
+    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s")
     try:
         installed.plane.kubectl("drain", node, *options)
         waiting = own.api.wait("Pod", own.namespace, "s-0", _cannot_be_scheduled)

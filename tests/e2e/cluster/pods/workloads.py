@@ -25,7 +25,7 @@ touch {DIRECTORY}/count
 i=$(wc -l < {DIRECTORY}/count)
 while :; do i=$((i + 1)); echo $i >> {DIRECTORY}/count; sync -d {DIRECTORY}/count; sleep 0.1; done
 """
-_START_S = 60.0
+_START_S = 90.0
 
 
 class PodUser(Tenant):
