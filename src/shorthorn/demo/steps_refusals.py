@@ -77,7 +77,12 @@ async def mismatching_parameter(job: Job) -> None:
         )
         await job.kubectl.delete(existing.SNAPSHOT)
         await job.kubectl.wait_gone("volumesnapshotcontent/test-existing-backing")
-        await job.kubectl.wait_gone(f"backingimage/{IMAGE}", namespace=IMAGES_NAMESPACE)
+        await job.kubectl.show(
+            *("wait", "--for=condition=Ready", f"backingimage/{IMAGE}"),
+            *("-n", IMAGES_NAMESPACE, "--timeout=60s"),
+        )
+        job.report.proven("the image, which that handle did not describe, is still there")
+        await job.kubectl.delete(f"backingimage/{IMAGE}", namespace=IMAGES_NAMESPACE)
 
 
 async def unknown_source_type(job: Job) -> None:
