@@ -84,6 +84,14 @@ class Host:
         assert copy is not None
         return copy
 
+    async def take_away(self) -> None:
+        """Delete the object as somebody does who removes its finalizer."""
+        copy = await self.get()
+        await self.copies.update(
+            dataclasses.replace(copy, meta=dataclasses.replace(copy.meta, finalizers=()))
+        )
+        await self.copies.delete(NAME)
+
     async def step(self) -> float | None:
         return await self.reconciler.reconcile(NAME)
 
@@ -353,11 +361,7 @@ async def test_an_object_taken_away_by_force_stops_its_transfer(host: Host) -> N
     await host.create("download", WEB)
     while not host.reconciler._transfers.is_known(NAME):
         await host.step()
-    copy = await host.get()
-    await host.copies.update(
-        dataclasses.replace(copy, meta=dataclasses.replace(copy.meta, finalizers=()))
-    )
-    await host.copies.delete(NAME)
+    await host.take_away()
     await host.step()
     assert not host.reconciler._transfers.is_known(NAME)
 
@@ -370,6 +374,24 @@ async def test_files_that_are_gone_are_reported_and_never_made_anew(host: Host) 
     copy = await host.get()
     assert (copy.status.state, copy.status.reason) == (CopyState.FAILED, "Corrupt")
     assert host.web.fetched == [WEB["url"]]
+
+
+async def test_bytes_of_another_time_are_no_copy(host: Host) -> None:
+    """A pool that was away still has what an image of that UUID once was."""
+    await host.create("export-from-volume", EXPORT)
+    await host.settle()
+    old = (await host.engine.find_image(KEY), (await host.get()).status.checksum)
+    await host.take_away()
+    await host.restart()
+    await host.create("sync", {}, expected_checksum="d" * 128)
+    await host.settle()
+    copy = await host.get()
+    assert (copy.status.state, copy.status.reason) == (CopyState.FAILED, "Corrupt")
+    assert f"other bytes under its name, of SHA-512 {old[1]}" in copy.status.message
+    assert await host.engine.find_image(KEY) == old[0]  # until the copy is deleted
+    await host.copies.delete(NAME)
+    await host.settle()
+    assert await host.engine.find_image(KEY) is None
 
 
 async def test_progress_shows_in_the_status(host: Host) -> None:

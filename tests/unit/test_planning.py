@@ -107,6 +107,11 @@ READY_COPY = _with(COPY, state=CopyState.READY, checksum="c")
 CONDEMNED = _with(READY_COPY, state=CopyState.FAILED, reason="Corrupt", verify_at="t0")
 
 
+def _sync(checksum):
+    spec = dataclasses.replace(COPY.spec, source_type="sync", expected_checksum=checksum)
+    return dataclasses.replace(COPY, spec=spec)
+
+
 def _asked(copy):
     annotations = {"shorthorn.io/verify-at": "t1"}
     return dataclasses.replace(copy, meta=dataclasses.replace(copy.meta, annotations=annotations))
@@ -151,6 +156,13 @@ def _asked(copy):
             _with(CONDEMNED, verify_at=""), HASHED, False, Step.REPORT, id="files came back"
         ),
         pytest.param(_deleting(CONDEMNED), HASHED, False, Step.DELETE, id="condemned and deleted"),
+        pytest.param(_sync("c"), HASHED, False, Step.REPORT, id="the very bytes are there already"),
+        pytest.param(_sync(""), HASHED, False, Step.REPORT, id="whatever is there is taken"),
+        pytest.param(_sync("d"), HASHED, False, Step.REPORT_OTHER, id="other bytes are there"),
+        pytest.param(
+            _with(_sync("d"), state=CopyState.FAILED), HASHED, False, Step.NOTHING, id="said so"
+        ),
+        pytest.param(_deleting(_sync("d")), HASHED, False, Step.DELETE, id="other bytes removed"),
         pytest.param(_with(COPY, state=CopyState.READY), None, False, Step.REPORT_LOST, id="lost"),
         pytest.param(_with(COPY, state=CopyState.FAILED), None, False, Step.NOTHING, id="failed"),
         pytest.param(_deleting(COPY), None, True, Step.DELETE, id="deleted in mid-transfer"),

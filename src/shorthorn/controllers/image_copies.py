@@ -142,6 +142,9 @@ class ImageCopyReconciler:
                 return None
             case Step.REPORT if record is not None:
                 await self._report_ready(copy, record)
+            case Step.REPORT_OTHER if record is not None:
+                problem = f"the pool has other bytes under its name, of SHA-512 {record.checksum}"
+                await self._fail(copy, errors.Corrupt("image copy", copy.meta.name, problem))
             case Step.HASH if record is not None:
                 self._start_hash(copy, record)
                 return None

@@ -49,6 +49,8 @@ class Step(StrEnum):
     REPORT = auto()
     #: What was there is gone and was not asked to go: say so, make nothing in its place.
     REPORT_LOST = auto()
+    #: What is there is something else than what is wanted: say so, and use nothing of it.
+    REPORT_OTHER = auto()
     #: Fix an export's data in time.
     CAPTURE = auto()
     #: Start or go on with the transfer in the background.
@@ -153,6 +155,8 @@ def _plan_complete_copy(copy: ImageCopy, record: ImageRecord, *, is_moving: bool
     # that it is durable.
     if is_moving or copy.is_condemned:
         return Step.NOTHING
+    if _holds_other_bytes(copy, record):
+        return Step.NOTHING if copy.status.state is CopyState.FAILED else Step.REPORT_OTHER
     if copy.status.state is not CopyState.READY or copy.status.checksum != record.checksum:
         return Step.REPORT
     if not record.checksum:
@@ -160,3 +164,13 @@ def _plan_complete_copy(copy: ImageCopy, record: ImageRecord, *, is_moving: bool
     if copy.meta.annotations.get(VERIFY_AT, "") not in ("", copy.status.verify_at):
         return Step.VERIFY
     return Step.NOTHING
+
+
+def _holds_other_bytes(copy: ImageCopy, record: ImageRecord) -> bool:
+    """Whether a pool that was away has bytes of another time for what peers are to be asked for.
+
+    So it can be where an image was deleted meanwhile, and put back with its UUID.
+    """
+    is_sync = copy.spec.source_type == SourceType.SYNC and copy.status.state is not CopyState.READY
+    expected = copy.spec.expected_checksum.strip().lower()
+    return is_sync and bool(expected and record.checksum) and expected != record.checksum
