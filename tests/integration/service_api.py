@@ -53,6 +53,21 @@ PATIENCE_S = 60.0
 _RECONNECT_S = 0.05
 
 
+class _Patient(httpx2.HTTPTransport):
+    """Asks again when it is asked to, as kubectl does: Kubernetes is busy for a moment with a kind
+    that has just been made ("storage is (re)initializing").
+    """
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        deadline = time.monotonic() + PATIENCE_S
+        while (answer := super().handle_request(request)).status_code == 429:
+            if time.monotonic() > deadline:
+                break
+            answer.close()
+            threading.Event().wait(float(answer.headers.get("Retry-After", "1")))
+        return answer
+
+
 class Api:
     """One API server, found through a kubeconfig that may change while we look."""
 
@@ -79,7 +94,7 @@ class Api:
             self._client = httpx2.Client(
                 base_url=cluster["server"],
                 headers={"Authorization": f"Bearer {user['token']}"},
-                verify=ssl.create_default_context(cadata=authority),
+                transport=_Patient(verify=ssl.create_default_context(cadata=authority)),
                 trust_env=False,
                 timeout=60,
             )

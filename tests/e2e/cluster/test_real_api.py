@@ -19,9 +19,13 @@ from shorthorn.kube.client import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+KINDS = ("BackingImage", "ImageCopy", "Pool", "Snapshot", "Volume", "VolumeSnapshot")
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def endpoint(cluster: ControlPlane) -> AsyncIterator[Endpoint]:
+    for kind in KINDS:
+        cluster.api.list(kind)  # waits, where the server is still busy with its storage
     token = yaml.safe_load(cluster.kubeconfig.read_text())["users"][0]["user"]["token"]
     client = connect(cluster.kubeconfig, namespace="default")
     http = httpx2.AsyncClient(
@@ -29,6 +33,7 @@ async def endpoint(cluster: ControlPlane) -> AsyncIterator[Endpoint]:
         headers={"Authorization": f"Bearer {token}"},
         verify=ssl.create_default_context(cafile=str(cluster.authority.certificate)),
         trust_env=False,
+        timeout=60,
     )
     try:
         yield Endpoint(client, http)
