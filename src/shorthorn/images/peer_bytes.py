@@ -103,7 +103,7 @@ class PeerBytes:
         if not found:
             raise errors.NotFound("upload", image, "nothing awaits bytes")
         copy = min(found, key=lambda c: c.spec.source_type != SourceType.UPLOAD)
-        peer = await self._peer_of(copy)
+        peer = self._peer_of(copy)
         if peer is None:
             raise _away(image)
         return peer, _key(copy)
@@ -113,7 +113,7 @@ class PeerBytes:
         found = await self._find(image, lambda copy: copy.status.state is CopyState.READY)
         if not found:
             raise errors.NotFound("image", image, "it is not ready")
-        reached = [(await self._peer_of(copy), _key(copy)) for copy in found]
+        reached = [(self._peer_of(copy), _key(copy)) for copy in found]
         return [(peer, key) for peer, key in reached if peer is not None]
 
     async def _find(self, image: str, fits: Callable[[ImageCopy], bool]) -> Sequence[ImageCopy]:
@@ -128,9 +128,9 @@ class PeerBytes:
         listed = chosen(self._copies.cached())
         return listed or chosen(await self._copies.list(labels=image_selector(image)))
 
-    async def _peer_of(self, copy: ImageCopy) -> Peer | None:
+    def _peer_of(self, copy: ImageCopy) -> Peer | None:
         uuid = copy.spec.pool_uuid
-        pool = self._pools.find_cached(uuid) or await self._pools.find(uuid)
+        pool = self._pools.find_cached(uuid)
         if pool is None or not is_alive(pool) or not pool.spec.peer_address:
             return None
         return Peer(pool.spec.node_id, uuid, pool.spec.peer_address)

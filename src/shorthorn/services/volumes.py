@@ -139,7 +139,8 @@ class VolumeService:
         Raises: OperationPending: it was one, and goes.
         """
         name, spec = volume.meta.name, volume.spec
-        if volume.meta.deleting or await self._pools.find(spec.pool_uuid) is not None:
+        # The cache will do: the pool was chosen from it, and nothing of the volume is told yet.
+        if volume.meta.deleting or self._pools.find_cached(spec.pool_uuid) is not None:
             return
         await self._volumes.delete(name, uid=volume.meta.uid)
         raise OperationPending(f"volume {name}, begun on node {spec.node_id}, which is gone,")

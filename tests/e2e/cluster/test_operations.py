@@ -309,7 +309,7 @@ def said_of(own: User, claim: str, text: str) -> list[str]:
     return [
         event["message"]
         for event in own.api.list("Event", own.namespace)
-        if event["involvedObject"]["name"] == claim
+        if event["involvedObject"].get("name") == claim
         and event["type"] == "Warning"
         and text in event["message"]
     ]

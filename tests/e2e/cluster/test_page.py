@@ -161,7 +161,7 @@ def times_said(page: Page, claim: str, text: str) -> int:
     return sum(
         int(event.get("count") or 1)
         for event in page.api.list("Event", "default")
-        if event["involvedObject"]["name"] == claim and event["message"] == text
+        if event["involvedObject"].get("name") == claim and event["message"] == text
     )
 
 
